@@ -1,0 +1,68 @@
+# `make demo` and `make test` are the two commands to know. Every target sets up what it needs in
+# .venv, once; a stamp there remembers it until pyproject.toml or constraints.txt changes.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+# The package's own build needs no isolated environment: setuptools is in .venv, at a pinned version.
+INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --constraint constraints.txt
+EDITABLE := $(INSTALL) --no-build-isolation --editable
+SOURCES = $(shell find arkv policies models -name __pycache__ -prune -o -print)
+
+.PHONY: help demo test lint docs bench format clean
+
+help: ## Show this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+
+demo: $(VENV)/.stamp-base ## Draw eight prompts under three policies into demo.png, with a table
+	$(BIN)/arkv demo --out demo.png $(ARGS)
+
+test: $(VENV)/.stamp-test ## Run the tests; ARGS="-k name" is handed to pytest
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.stamp-dev build/layout/.stamp ## Check style, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy | sed -E 's#^build/layout/arkv/(policies|models)/#\1/#; s#^build/layout/##'
+
+format: $(VENV)/.stamp-dev ## Mend style and format where a tool can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(VENV)/.stamp-docs build/layout/.stamp ## Build the site into site/, any warning an error
+	$(BIN)/python docs/assets/draw_cache.py --check
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+bench: $(VENV)/.stamp-base ## Print tokens/s and KV bytes by policy and batch on this machine
+	$(BIN)/arkv bench --model scenes $(ARGS)
+
+clean: ## Remove what builds and checks leave; .venv stays
+	rm -rf build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find arkv policies models tests docs -name __pycache__ -prune -exec rm -rf {} +
+
+$(VENV)/.stamp-venv:
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 10) and "arkv needs Python 3.10 or newer and $(PYTHON) is %d.%d; try make PYTHON=python3.12" % v[:2])'
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# torch first and by its pin: a looser requirement might be answered with another build of it.
+$(VENV)/.stamp-base: pyproject.toml constraints.txt | $(VENV)/.stamp-venv
+	$(INSTALL) "$$(grep '^torch==' constraints.txt)" setuptools wheel
+	$(EDITABLE) .
+	@touch $@
+
+$(VENV)/.stamp-test $(VENV)/.stamp-dev $(VENV)/.stamp-docs: $(VENV)/.stamp-%: $(VENV)/.stamp-base
+	$(EDITABLE) '.[$*]' --quiet
+	@touch $@
+
+# The package laid out as it will be installed, for tools that read files instead of importing them.
+build/layout/.stamp: pyproject.toml $(SOURCES) | $(VENV)/.stamp-base
+	@rm -rf build/layout
+	@$(BIN)/python -c 'from setuptools import setup; setup()' --quiet build_py --build-lib build/layout
+	@touch $@

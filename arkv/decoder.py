@@ -1,0 +1,282 @@
+"""`Decoder`: prompts in, pictures out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from arkv.errors import ArkvError
+from arkv.estimate import check_memory, estimate, format_bytes
+from arkv.loop import Compile, Loop, compiled
+from arkv.model import Condition, Model
+from arkv.policy import CachePolicy
+from arkv.sampling import Sampling, draw, guide, picture_uniforms
+
+OnLine = Callable[[int, list[Image.Image]], None]
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What a call of `Decoder.generate` took.
+
+    Attributes:
+        pictures: pictures made.
+        tokens: visual tokens sampled, all pictures together.
+        steps: sequential decoding steps, all batches together.
+        seconds: wall time of prefill and decoding, without drawing the pixels.
+        kv_bytes: keys and values allocated for the largest batch.
+        full_kv_bytes: what the full cache would have taken for it.
+    """
+
+    pictures: int
+    tokens: int
+    steps: int
+    seconds: float
+    kv_bytes: int
+    full_kv_bytes: int
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Visual tokens a second, guidance rows not counted twice."""
+        return self.tokens / self.seconds
+
+    def __str__(self) -> str:
+        share = self.kv_bytes / self.full_kv_bytes
+        return (
+            f"{self.pictures} pictures, {self.steps} steps in {self.seconds:.2f} s, "
+            f"{self.tokens_per_second:,.0f} tokens/s, KV {format_bytes(self.kv_bytes)} "
+            f"({share:.0%} of the full cache's {format_bytes(self.full_kv_bytes)})"
+        )
+
+
+@dataclass(frozen=True)
+class Result:
+    """Pictures and how they came about.
+
+    Attributes:
+        images: one a prompt, in order.
+        tokens: int64 `[pictures, N]` on the CPU.
+        stats: time and memory.
+    """
+
+    images: list[Image.Image]
+    tokens: Tensor
+    stats: Statistics
+
+
+@dataclass(frozen=True)
+class ForcedLogits:
+    """Logits of every step under given tokens, float32 on the CPU.
+
+    Attributes:
+        raw: `[rows, N, vocabulary]`: every conditional row, then, with guidance, every unconditional one.
+        guided: `[pictures, N, vocabulary]`; the conditional rows themselves without guidance.
+    """
+
+    raw: Tensor
+    guided: Tensor
+
+
+class Decoder:
+    """Generates pictures with a model while a policy decides what stays in its cache.
+
+    Args:
+        model: from `arkv.load_model`, or any `arkv.model.Model`.
+        policy: from `arkv.load_policy`, or any `arkv.policy.CachePolicy`.
+        compile: "none" runs eagerly and starts at once; "inductor" compiles one block for all layers,
+            which takes a while at the first picture of every batch size and is faster from then on.
+
+    Raises:
+        BudgetError: the policy's parameters do not fit the model's grid.
+    """
+
+    def __init__(self, model: Model, policy: CachePolicy, compile: Compile = "none") -> None:
+        self.model, self.policy, self.compile = model.eval(), policy, compile
+        self.plan = policy.plan(model.spec.grid, model.spec)
+        self._draw = compiled(_guide_and_draw, compile)
+        self._loop: Loop | None = None
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        prompts: Sequence[Any],
+        *,
+        seeds: Sequence[int] | None = None,
+        guidance: float | None = None,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        batch_size: int | None = None,
+        progress: bool = False,
+        on_line: OnLine | None = None,
+    ) -> Result:
+        """Make one picture a prompt.
+
+        A picture depends on its prompt, its seed and the settings, not on what else is in the batch.
+
+        Args:
+            prompts: what the model is conditioned on: texts, for most.
+            seeds: one whole number a prompt; None for 0, 1, 2, ...
+            guidance: scale of classifier-free guidance; 1 switches it off, None takes the model's own.
+            temperature: divisor of the logits; 0 takes the likeliest token.
+            top_k: draw from this many likeliest tokens only.
+            top_p: draw from the smallest set of tokens with at least this probability.
+            batch_size: pictures decoded at a time; None for all at once.
+            progress: show a bar.
+            on_line: called after each line with its index and, for each picture of the batch, the lines
+                finished so far as an image.
+
+        Raises:
+            ArkvError: a value is out of range; its subclasses `PromptError`, `MemoryLimitError` and
+                `NumericalError` say more.
+        """
+        prompts, seeds = self._check_prompts(prompts), self._check_seeds(seeds, len(prompts))
+        guidance = self.model.spec.guidance if guidance is None else guidance
+        sampling = Sampling(guidance, temperature, top_k, top_p)
+        sampling.check(self.model.spec.vocabulary)
+        size = len(prompts) if batch_size is None else batch_size
+        if size < 1:
+            raise ArkvError(f"batch_size is {size}: expected at least 1")
+        # Every prompt is read before the first picture is begun.
+        self.model.condition(prompts, guided=False)
+        total = self.model.spec.grid.tokens
+        tokens, seconds, bytes_held, bytes_full = [], 0.0, 0, 0
+        with tqdm(total=len(prompts) * total, unit="token", unit_scale=True, disable=not progress) as bar:
+            for start in range(0, len(prompts), size):
+                part = slice(start, start + size)
+                begun = time.perf_counter()
+                condition = self.model.condition(prompts[part], sampling.guided)
+                loop = self._loop_for(condition, len(prompts[part]), sampling.guided)
+                tokens.append(self._decode(loop, condition, seeds[part], sampling, bar, on_line).cpu())
+                seconds += time.perf_counter() - begun
+                held = loop.store.kv_bytes
+                if held > bytes_held:
+                    estimated = estimate(
+                        self.model, self.policy, len(prompts[part]), sampling.guided, loop.store.condition
+                    )
+                    bytes_held, bytes_full = held, estimated.full_kv
+        all_tokens = torch.cat(tokens)
+        stats = Statistics(
+            pictures=len(prompts),
+            tokens=all_tokens.numel(),
+            steps=len(tokens) * total,
+            seconds=seconds,
+            kv_bytes=bytes_held,
+            full_kv_bytes=bytes_full,
+        )
+        return Result(self._images(all_tokens), all_tokens, stats)
+
+    @torch.inference_mode()
+    def teacher_force(self, prompts: Sequence[Any], tokens: Tensor, guidance: float = 1.0) -> ForcedLogits:
+        """Logits of every step when the given tokens are decoded instead of sampled ones.
+
+        The tool for parity with a reference and for measuring what a policy changes.
+
+        Args:
+            prompts: as for `generate`.
+            tokens: int64 `[pictures, N]`.
+            guidance: scale of classifier-free guidance; 1 leaves the unconditional rows out.
+
+        Raises:
+            ArkvError: the tokens have another shape or are outside the vocabulary.
+        """
+        prompts = self._check_prompts(prompts)
+        sampling = Sampling(guidance)
+        sampling.check(self.model.spec.vocabulary)
+        spec = self.model.spec
+        wanted = (len(prompts), spec.grid.tokens)
+        if tuple(tokens.shape) != wanted:
+            raise ArkvError(f"tokens have shape {list(tokens.shape)}: expected {list(wanted)}, a picture a prompt")
+        if tokens.is_floating_point() or int(tokens.min()) < 0 or int(tokens.max()) >= spec.vocabulary:
+            raise ArkvError(f"tokens must be whole numbers from 0 to {spec.vocabulary - 1}")
+        condition = self.model.condition(prompts, sampling.guided)
+        loop = self._loop_for(condition, len(prompts), sampling.guided)
+        tokens = tokens.to(self.model.device)
+        scale = torch.tensor(guidance, device=self.model.device)
+        raw, guided = [], []
+        logits = loop.prefill_(condition)
+        for position in range(spec.grid.tokens):
+            raw.append(logits.cpu())
+            guided.append(guide(logits, scale).cpu() if sampling.guided else raw[-1])
+            if position + 1 < spec.grid.tokens:
+                logits = loop.advance_(_for_rows(tokens[:, position], sampling), position)
+        loop.check()
+        return ForcedLogits(torch.stack(raw, 1), torch.stack(guided, 1))
+
+    def _decode(
+        self,
+        loop: Loop,
+        condition: Condition,
+        seeds: Sequence[int],
+        sampling: Sampling,
+        bar: "tqdm[Any]",
+        on_line: OnLine | None,
+    ) -> Tensor:
+        """Tokens int64 `[pictures, N]` of one batch."""
+        grid, device = self.model.spec.grid, self.model.device
+        uniforms = picture_uniforms(seeds, grid.tokens).to(device)
+        scale = torch.tensor(sampling.guidance, device=device)
+        tokens = torch.zeros(len(seeds), grid.tokens, dtype=torch.long, device=device)
+        logits = loop.prefill_(condition)
+        for position in range(grid.tokens):
+            drawn = self._draw(logits, uniforms[:, position], scale, sampling)
+            tokens[:, position] = drawn
+            if position + 1 < grid.tokens:
+                logits = loop.advance_(_for_rows(drawn, sampling), position)
+            if (position + 1) % grid.line == 0:
+                loop.check()
+                bar.update(grid.line * len(seeds))
+                if on_line is not None:
+                    line = position // grid.line
+                    images = self._images(tokens)
+                    done = [i.crop((0, 0, i.width, i.height * (line + 1) // grid.rows)) for i in images]
+                    on_line(line, done)
+        return tokens
+
+    def _loop_for(self, condition: Condition, pictures: int, guided: bool) -> Loop:
+        """The loop of this batch shape; the last one is kept, with its store and its graphs."""
+        rows, length = condition.mask.shape
+        loop = self._loop
+        if loop is None or (loop.store.rows, loop.store.condition) != (rows, length):
+            self._loop = None  # its memory is free before the next store is allocated
+            check_memory(self.model, self.policy, pictures, guided, length)
+            loop = self._loop = Loop(self.model, self.policy, rows, length, self.compile)
+        return loop
+
+    def _images(self, tokens: Tensor) -> list[Image.Image]:
+        return [Image.fromarray(picture) for picture in self.model.pixels(tokens).numpy()]
+
+    @staticmethod
+    def _check_prompts(prompts: Sequence[Any]) -> list[Any]:
+        if isinstance(prompts, str):
+            raise ArkvError("prompts is one text: expected a list of them, such as ['a red circle']")
+        if not len(prompts):
+            raise ArkvError("the list of prompts is empty: give at least one")
+        return list(prompts)
+
+    @staticmethod
+    def _check_seeds(seeds: Sequence[int] | None, count: int) -> list[int]:
+        if seeds is None:
+            return list(range(count))
+        if len(seeds) != count:
+            raise ArkvError(f"{len(seeds)} seeds for {count} prompts: give one seed a prompt")
+        for seed in seeds:
+            if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+                raise ArkvError(f"seed {seed!r}: expected a whole number from 0 to 2^63 - 1")
+        return list(seeds)
+
+
+def _for_rows(tokens: Tensor, sampling: Sampling) -> Tensor:
+    """A picture's token for each of its rows."""
+    return tokens.repeat(2) if sampling.guided else tokens
+
+
+def _guide_and_draw(logits: Tensor, uniforms: Tensor, scale: Tensor, sampling: Sampling) -> Tensor:
+    return draw(guide(logits, scale) if sampling.guided else logits, uniforms, sampling)

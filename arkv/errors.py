@@ -1,0 +1,46 @@
+"""Every error that arkv raises on purpose. One line each: what is wrong, with what, and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ArkvError(ValueError):
+    """Base of arkv's own errors; a `ValueError`, because nearly all of them are about an argument."""
+
+
+class UnknownNameError(ArkvError):
+    """A name that nothing goes by.
+
+    Args:
+        kind: what the name should have been, such as "policy".
+        name: the name given.
+        known: the names there are; the nearest ones are suggested.
+    """
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        known = sorted(known)
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
+        super().__init__(f"unknown {kind} {name!r}; {hint}")
+
+
+class PromptError(ArkvError):
+    """A prompt that the model cannot take."""
+
+
+class BudgetError(ArkvError):
+    """A budget, ratio or policy parameter that cannot be planned for."""
+
+
+class CheckpointError(ArkvError):
+    """A checkpoint that is missing, damaged, or belongs to another model."""
+
+
+class MemoryLimitError(ArkvError):
+    """More memory is needed than there is."""
+
+
+class NumericalError(ArkvError):
+    """The model produced NaN or infinity."""

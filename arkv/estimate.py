@@ -1,0 +1,158 @@
+"""What a batch will take of the memory, computed before anything is allocated."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from arkv.errors import MemoryLimitError
+from arkv.model import Model
+from arkv.policy import CachePolicy
+
+KEPT_FREE = 0.05  # share of the free memory that a batch leaves alone: allocators and the rest of the program
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes by what they are for.
+
+    Attributes:
+        weights: parameters and buffers of the model.
+        kv: keys and values of the store.
+        full_kv: what keys and values would be with a slot for every token.
+        statistics: positions and what the policy remembers of each slot.
+        scratch: the largest of what lives beside them at one time, an upper bound: prefill of the
+            condition, or one step (activations, scores, logits, uniform numbers).
+    """
+
+    weights: int
+    kv: int
+    full_kv: int
+    statistics: int
+    scratch: int
+
+    @property
+    def total(self) -> int:
+        """Weights, keys and values, statistics and scratch together."""
+        return self.weights + self.kv + self.statistics + self.scratch
+
+    @property
+    def batch(self) -> int:
+        """What grows with the batch: everything but the weights."""
+        return self.total - self.weights
+
+
+def estimate(
+    model: Model,
+    policy: CachePolicy,
+    pictures: int,
+    guided: bool = True,
+    condition: int | None = None,
+    dtype: torch.dtype | None = None,
+) -> Estimate:
+    """Compute the memory of one batch.
+
+    Args:
+        model: any device, the meta device too.
+        policy: planned for the model's grid; its fields and budget decide.
+        pictures: pictures decoded at a time.
+        guided: whether every picture has an unconditional row too.
+        condition: condition tokens of a row; None for the most a prompt can have.
+        dtype: of weights, keys and values; None for the model's own.
+
+    Returns:
+        Bytes. Keys and values are exact.
+
+    Raises:
+        BudgetError: the policy cannot be planned for this model.
+    """
+    spec = model.spec
+    dtype = dtype or model.dtype
+    condition = spec.max_condition if condition is None else condition
+    plan = policy.plan(spec.grid, spec)
+    rows = pictures * (2 if guided else 1)
+    heads = spec.layers * rows * spec.kv_heads
+    capacity = condition + plan.visual_slots(spec.grid)
+    slot_bytes = 2 * spec.head_dim * dtype.itemsize
+    field_bytes = torch.int32.itemsize + sum(kind.itemsize for kind in policy.fields.values())
+
+    # One row's widest activations (inside of the MLP beside the residual stream), in float32 twice over.
+    activations = 4 * 4 * (2 * spec.width + 3 * spec.hidden)
+    prefill = rows * condition * (activations + 3 * 4 * spec.heads * condition)
+    scores = rows * spec.heads * capacity * 4
+    ranking = heads * capacity * 8 * 4  # scores, order and two gathered copies at an eviction
+    mass = heads * capacity * 4 if policy.needs_mass else 0
+    logits = rows * spec.vocabulary * 4 * 6
+    step = rows * activations + 3 * scores + 2 * mass + logits
+    return Estimate(
+        weights=sum(p.numel() for p in model.parameters()) * dtype.itemsize
+        + sum(b.numel() * b.element_size() for b in model.buffers()),
+        kv=heads * capacity * slot_bytes,
+        full_kv=heads * (condition + spec.grid.tokens) * slot_bytes,
+        statistics=heads * capacity * field_bytes,
+        scratch=max(prefill, step, ranking) + pictures * spec.grid.tokens * 12,
+    )
+
+
+def available_memory(device: torch.device) -> int | None:
+    """Bytes that can still be allocated on a device, or None where nobody can say."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type != "cpu":
+        return None
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    if "SC_AVPHYS_PAGES" in os.sysconf_names:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return None
+
+
+def check_memory(model: Model, policy: CachePolicy, pictures: int, guided: bool, condition: int) -> None:
+    """Refuse a batch that does not fit beside the weights already loaded.
+
+    Raises:
+        MemoryLimitError: says what is needed, what there is, and the largest batch that fits.
+    """
+    free = available_memory(model.device)
+    if free is None:
+        return
+    usable = int(free * (1 - KEPT_FREE))
+    needed = estimate(model, policy, pictures, guided, condition).batch
+    if needed <= usable:
+        return
+    # The estimate is linear in the batch but for a constant, so the ratio is a bound to search below.
+    fits = min(pictures - 1, usable * pictures // needed)
+    while fits and estimate(model, policy, fits, guided, condition).batch > usable:
+        fits -= 1
+    advice = f"the largest batch that fits is {fits}" if fits else "not even one picture fits: lower the ratio"
+    raise MemoryLimitError(
+        f"a batch of {pictures} needs {format_bytes(needed)} beside the weights and {format_bytes(usable)} is "
+        f"free on {model.device}; {advice}"
+    )
+
+
+def format_bytes(count: float) -> str:
+    """A byte count with three significant digits and a decimal unit, such as "3.54 MB"."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 999.5:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.4g} TB"
+
+
+def rows_of(estimated: Estimate) -> Mapping[str, int]:
+    """The lines of a printed estimate, name to bytes."""
+    return {
+        "weights": estimated.weights,
+        "keys and values": estimated.kv,
+        "(full cache)": estimated.full_kv,
+        "statistics": estimated.statistics,
+        "scratch": estimated.scratch,
+        "total": estimated.total,
+    }

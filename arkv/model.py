@@ -1,0 +1,151 @@
+"""What the runtime needs to know of a model, and nothing more.
+
+An adapter knows its checkpoint, its prompts and its pictures. It knows nothing of caches: a block hands
+out queries, keys and values and takes back what attention made of them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from arkv.grid import Grid
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """The shape of a model, as far as the cache and the loop depend on it.
+
+    Attributes:
+        name: what the registry calls it.
+        layers: transformer blocks.
+        heads: query heads of a layer.
+        kv_heads: key and value heads of a layer; divides `heads`.
+        head_dim: width of one head.
+        vocabulary: visual codes; the width of the logits.
+        grid: raster of the visual tokens.
+        max_condition: the most condition tokens a prompt can take.
+        guidance: the scale that suits this model's pictures best.
+        width: size of the residual stream.
+        hidden: width of the inside of the MLP.
+    """
+
+    name: str
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    grid: Grid
+    max_condition: int
+    guidance: float
+    width: int
+    hidden: int
+
+
+@dataclass(frozen=True)
+class Condition:
+    """The condition tokens of a batch, left-padded to one length `C`, and the positions of all tokens.
+
+    With guidance there are two rows a picture: first every conditional row, then every unconditional
+    one, in the same order.
+
+    Attributes:
+        embeddings: `[rows, C, width]`.
+        mask: bool `[rows, C]`, False on padding. The last column is True in every row.
+        rotation: float32 `[rows or 1, C + N, head_dim]`, cosines then sines of the rotary angles of
+            condition and visual tokens.
+    """
+
+    embeddings: Tensor
+    mask: Tensor
+    rotation: Tensor
+
+
+class Block(Protocol):
+    """A transformer block cut in two at its attention (see `arkv.models.transformer.Block`)."""
+
+    def project(self, hidden: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Hidden `[rows, tokens, width]` to query `[rows, tokens, heads, head_dim]`, key and value."""
+        ...
+
+    def merge(self, hidden: Tensor, attended: Tensor) -> Tensor:
+        """Hidden and attended `[rows, tokens, heads, head_dim]` to the next hidden."""
+        ...
+
+
+class Model(nn.Module, ABC):
+    """Base of every adapter.
+
+    `embed` and `head` are called inside the compiled step: tensor code only. `condition` and `pixels` are
+    called once a batch, outside of it.
+    """
+
+    spec: ModelSpec
+
+    @property
+    @abstractmethod
+    def blocks(self) -> Sequence[Block]:
+        """The transformer blocks in order."""
+
+    @abstractmethod
+    def condition(self, prompts: Sequence[Any], guided: bool) -> Condition:
+        """Turn prompts into condition tokens.
+
+        Args:
+            prompts: one a picture: texts, or whatever this family is conditioned on.
+            guided: whether to append the unconditional rows.
+
+        Raises:
+            PromptError: a prompt is not one that the model can take.
+        """
+
+    @abstractmethod
+    def embed(self, tokens: Tensor, position: Tensor) -> Tensor:
+        """Embed the visual tokens just drawn.
+
+        Args:
+            tokens: int64 `[rows]`.
+            position: int64 0-d, their place in raster order.
+
+        Returns:
+            `[rows, 1, width]`.
+        """
+
+    @abstractmethod
+    def head(self, hidden: Tensor, position: Tensor) -> Tensor:
+        """Logits of the visual token at `position`.
+
+        Args:
+            hidden: `[rows, 1, width]`, output of the last block for the token before.
+            position: int64 0-d, the place in raster order that is to be filled.
+
+        Returns:
+            float32 `[rows, vocabulary]`; minus infinity where a token is not allowed at that place.
+        """
+
+    @abstractmethod
+    def pixels(self, tokens: Tensor) -> Tensor:
+        """Draw pictures.
+
+        Args:
+            tokens: int64 `[pictures, N]`.
+
+        Returns:
+            uint8 `[pictures, height, width, 3]` on the CPU.
+        """
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights, and so of keys and values."""
+        return next(self.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return next(self.parameters()).device

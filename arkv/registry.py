@@ -1,0 +1,159 @@
+"""Models and policies by name, through the entry points `arkv.models` and `arkv.policies`.
+
+The built-in ones use the same door as anybody else's package. Listing names imports nothing.
+"""
+
+from __future__ import annotations
+
+import ast
+import types
+import typing
+from dataclasses import dataclass, fields
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
+
+from arkv.errors import ArkvError, UnknownNameError
+
+if TYPE_CHECKING:
+    import torch
+
+    from arkv.model import Model
+    from arkv.policy import CachePolicy
+
+Kind = Literal["model", "policy"]
+GROUPS: dict[Kind, str] = {"model": "arkv.models", "policy": "arkv.policies"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A name and where it comes from.
+
+    Attributes:
+        name: what users call it.
+        origin: distribution and version that registered it.
+    """
+
+    name: str
+    origin: str
+
+
+def names(kind: Kind) -> list[Entry]:
+    """Everything registered, in order of name; nothing is imported."""
+    return [Entry(point.name, _origin(point)) for point in sorted(_points(kind).values(), key=lambda p: p.name)]
+
+
+def load_class(kind: Kind, name: str) -> Any:
+    """Import what goes by a name.
+
+    Raises:
+        UnknownNameError: nothing does; the nearest names are suggested.
+        ArkvError: the package that registered it cannot be imported.
+    """
+    points = _points(kind)
+    if name not in points:
+        raise UnknownNameError(kind, name, points)
+    try:
+        return points[name].load()
+    except Exception as error:
+        raise ArkvError(
+            f"the {kind} {name!r} of {_origin(points[name])} cannot be imported: {type(error).__name__}: {error}"
+        ) from error
+
+
+def load_policy(name: str, **parameters: Any) -> CachePolicy:
+    """Build a policy.
+
+    Args:
+        name: as registered, or with parameters behind it: `"linear:anchors=24,recent=48"`.
+        parameters: the policy's own, such as `ratio="1/6"`; they win over those in the name.
+
+    Raises:
+        UnknownNameError: there is no such policy or parameter.
+        ArkvError: a parameter has the wrong type or value.
+    """
+    name, _, text = name.partition(":")
+    policy_class = load_class("policy", name)
+    given = _parse_parameters(text) | parameters
+    hints = get_type_hints(policy_class)
+    known = [field.name for field in fields(policy_class)]
+    for parameter, value in given.items():
+        if parameter not in known:
+            raise UnknownNameError(f"parameter of the policy {name}", parameter, known)
+        if not _fits(value, hints[parameter]):
+            hint = hints[parameter]
+            wanted = getattr(hint, "__name__", None) if isinstance(hint, type) else str(hint)
+            raise ArkvError(f"{name}: {parameter} is {value!r}, expected {wanted}")
+    return policy_class(**given)  # type: ignore[no-any-return]
+
+
+def load_model(
+    name: str, *, dtype: torch.dtype | str | None = None, device: torch.device | str = "cpu"
+) -> Model:
+    """Load a model with its weights.
+
+    Args:
+        name: as registered, such as `"scenes"`.
+        dtype: of weights, keys and values, as a torch dtype or its name; None for float32 on the CPU and
+            bfloat16 elsewhere.
+        device: where to put the weights.
+
+    Raises:
+        UnknownNameError: there is no such model.
+        CheckpointError: its weights cannot be read.
+    """
+    import torch
+
+    model_class = load_class("model", name)
+    try:
+        device = torch.device(device)
+    except RuntimeError as error:
+        raise ArkvError(f"unknown device {device!r}: expected a name such as 'cpu' or 'cuda:0'") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ArkvError(f"the device is {str(device)!r}, but torch finds no CUDA device; try 'cpu'")
+    if dtype is None:
+        dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    return model_class.from_pretrained(dtype=_dtype(dtype), device=device)  # type: ignore[no-any-return]
+
+
+def _points(kind: Kind) -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=GROUPS[kind])}
+
+
+def _origin(point: EntryPoint) -> str:
+    return f"{point.dist.name} {point.dist.version}" if point.dist else "unknown"
+
+
+def _dtype(dtype: torch.dtype | str) -> torch.dtype:
+    import torch
+
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    known = ("float32", "bfloat16", "float16")
+    if dtype not in known:
+        raise UnknownNameError("dtype", dtype, known)
+    return typing.cast(torch.dtype, getattr(torch, dtype))
+
+
+def _parse_parameters(text: str) -> dict[str, Any]:
+    """`"anchors=24,ratio=1/6"` to a dictionary; what is not a Python literal stays text."""
+    parsed = {}
+    for part in filter(None, text.split(",")):
+        name, equals, value = part.partition("=")
+        if not equals or not name.strip():
+            raise ArkvError(f"cannot read {part!r}: expected parameter=value, as in 'linear:anchors=24,recent=48'")
+        try:
+            parsed[name.strip()] = ast.literal_eval(value.strip())
+        except (ValueError, SyntaxError):
+            parsed[name.strip()] = value.strip()
+    return parsed
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value has the type of a dataclass field: a class, or a union of classes."""
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        return any(_fits(value, part) for part in typing.get_args(hint))
+    if isinstance(value, bool) or hint is bool:
+        return isinstance(value, bool) and hint is bool
+    if hint is float:
+        return isinstance(value, (int, float))
+    return not isinstance(hint, type) or isinstance(value, hint)

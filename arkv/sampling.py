@@ -1,0 +1,115 @@
+"""From logits to a token: guidance, filters, and the inverse of the cumulative distribution.
+
+No random number is drawn here. Every picture brings its own uniform number for each token, from its own
+seed, so a picture is the same alone or in a batch, eager or captured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from arkv.errors import ArkvError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a token is drawn.
+
+    Attributes:
+        guidance: scale `s` of classifier-free guidance, `u + s (c - u)` on logits (arXiv 2207.12598).
+            At 1 the unconditional rows are left out altogether.
+        temperature: divisor of the logits; 0 takes the likeliest token.
+        top_k: draw from this many likeliest tokens only; None from all.
+        top_p: draw from the smallest set of tokens with at least this probability (arXiv 1904.09751),
+            after `top_k`; None from all.
+    """
+
+    guidance: float = 1.0
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+
+    @property
+    def guided(self) -> bool:
+        """Whether unconditional rows are needed."""
+        return self.guidance != 1.0
+
+    def check(self, vocabulary: int) -> None:
+        """Raise `ArkvError` for a value out of range."""
+        if not 0 <= self.guidance < float("inf"):
+            raise ArkvError(f"guidance is {self.guidance}: expected a finite number, 0 or more")
+        if not 0 <= self.temperature < float("inf"):
+            raise ArkvError(f"temperature is {self.temperature}: expected a finite number, 0 or more")
+        if self.top_k is not None and not 1 <= self.top_k <= vocabulary:
+            raise ArkvError(f"top_k is {self.top_k}: expected 1 to {vocabulary}, the size of the vocabulary")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ArkvError(f"top_p is {self.top_p}: expected more than 0 and at most 1")
+
+
+def picture_uniforms(seeds: Sequence[int], tokens: int) -> Tensor:
+    """Uniform numbers in [0, 1), float32 `[pictures, tokens]`, each picture's from its own seed."""
+    generator = torch.Generator()
+    return torch.stack([torch.rand(tokens, generator=generator.manual_seed(seed)) for seed in seeds])
+
+
+def guide(logits: Tensor, scale: Tensor) -> Tensor:
+    """Classifier-free guidance.
+
+    Args:
+        logits: float32 `[2 * pictures, vocabulary]`, conditional rows first.
+        scale: float32 0-d.
+
+    Returns:
+        float32 `[pictures, vocabulary]`. A token that either row forbids (minus infinity) stays so.
+    """
+    conditional, unconditional = logits.chunk(2)
+    guided = unconditional + scale * (conditional - unconditional)
+    forbidden = (conditional == -torch.inf) | (unconditional == -torch.inf)
+    return guided.masked_fill(forbidden, -torch.inf)
+
+
+def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
+    """The distribution that a token is drawn from: temperature, then top-k, then top-p.
+
+    Args:
+        logits: float32 `[pictures, vocabulary]`, guided already.
+        sampling: temperature above 0, and the filters.
+
+    Returns:
+        float32 `[pictures, vocabulary]`, not normalised where a filter cut something off.
+    """
+    logits = logits / sampling.temperature
+    if sampling.top_k is not None:
+        least = logits.topk(sampling.top_k).values[:, -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    weights = logits.softmax(-1)
+    if sampling.top_p is not None and sampling.top_p < 1:
+        ordered, order = weights.sort(descending=True, stable=True)
+        # A token is in if the likelier ones do not reach top_p without it.
+        kept = ordered.cumsum(-1) - ordered < sampling.top_p
+        weights = torch.zeros_like(weights).scatter(-1, order, ordered * kept)
+    return weights
+
+
+def draw(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> Tensor:
+    """Draw one token a picture.
+
+    Args:
+        logits: float32 `[pictures, vocabulary]`, guided already.
+        uniforms: float32 `[pictures]` in [0, 1).
+        sampling: temperature and filters.
+
+    Returns:
+        int64 `[pictures]`: the first token whose cumulative probability exceeds the uniform number.
+    """
+    if sampling.temperature == 0:
+        return logits.argmax(-1)
+    cumulative = probabilities(logits, sampling).cumsum(-1)
+    total = cumulative[:, -1:]
+    # Rounding must not lift the threshold to the total, past which there is no token.
+    threshold = torch.minimum(uniforms[:, None] * total, total.nextafter(torch.zeros_like(total)))
+    return (cumulative <= threshold).sum(-1)

@@ -1,0 +1,1 @@
+"""Model adapters, one file a family. They are found by name through the entry points `arkv.models`."""

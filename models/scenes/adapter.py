@@ -1,0 +1,173 @@
+"""The network behind `scenes`: words in, codes of a 24 x 24 raster out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from arkv.checkpoint import read_config, read_weights_
+from arkv.errors import CheckpointError
+from arkv.grid import Grid
+from arkv.model import Block, Condition, Model, ModelSpec
+from arkv.models.rope import grid_rotation
+from arkv.models.scenes.codebook import GRID, PATCH_VALUES, Codebook
+from arkv.models.scenes.grammar import (
+    MAX_PROMPT_TOKENS,
+    PADDING_ID,
+    VOCABULARY_SIZE,
+    encode_prompt,
+)
+from arkv.models.transformer import Transformer, TransformerConfig
+
+IMAGE_ID = VOCABULARY_SIZE
+"""Id of the condition token that ends every prompt and is all that an unconditional row has."""
+
+ROPE_THETA = 100.0
+"""Base of the rotary frequencies: the grid is 25 wide, so wavelengths from 6 to 600 cells suffice."""
+
+WEIGHTS = Path(__file__).parent / "weights" / "scenes.safetensors"
+"""The checkpoint that the package carries; its model card lies beside it."""
+
+DEFAULT_CONFIG = TransformerConfig(
+    layers=6, width=256, heads=4, kv_heads=4, head_dim=64, hidden=704
+)
+
+
+class Scenes(Model):
+    """A text-to-image transformer over scenes of simple shapes (see `arkv.models.scenes`).
+
+    The condition is one token a word and an image token; the unconditional row is the image token alone.
+    Rotary angles turn with row and column: the picture has rows 0 to 23, the condition stands above it in
+    row -1, its image token in column 0 and the words to the left, so padding moves nothing.
+
+    Args:
+        codebook: the picture tokenizer.
+        config: shape of the transformer.
+        guidance: the scale that `spec` recommends.
+    """
+
+    codes: Tensor
+    rotation: Tensor
+
+    def __init__(
+        self,
+        codebook: Codebook,
+        config: TransformerConfig = DEFAULT_CONFIG,
+        guidance: float = 1.4,
+    ) -> None:
+        super().__init__()
+        vocabulary = len(codebook.vectors)
+        self.spec = ModelSpec(
+            name="scenes",
+            layers=config.layers,
+            heads=config.heads,
+            kv_heads=config.kv_heads,
+            head_dim=config.head_dim,
+            vocabulary=vocabulary,
+            grid=Grid(GRID, GRID),
+            max_condition=MAX_PROMPT_TOKENS + 1,
+            guidance=guidance,
+            width=config.width,
+            hidden=config.hidden,
+        )
+        self.word_embedding = nn.Embedding(IMAGE_ID + 1, config.width)
+        self.code_embedding = nn.Embedding(vocabulary, config.width)
+        self.transformer = Transformer(config)
+        self.output = nn.Linear(config.width, vocabulary, bias=False)
+        self.register_buffer("codes", codebook.vectors)
+        self.register_buffer("rotation", self._rotation(), persistent=False)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: Path | str = WEIGHTS,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> Scenes:
+        """Load trained weights.
+
+        Args:
+            path: a safetensors file written by `arkv.models.scenes.train`, with its JSON file beside it;
+                by default the one in the package.
+            dtype: of the weights, and so of keys and values.
+            device: where to put them.
+
+        Raises:
+            CheckpointError: a file is missing, damaged, or of another shape.
+        """
+        path = Path(path)
+        facts = read_config(path.with_suffix(".json"))
+        try:
+            config = TransformerConfig(**facts["config"])
+            empty = Codebook(torch.zeros(int(facts["codes"]), PATCH_VALUES))
+            model = cls(empty, config, float(facts["guidance"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{path.with_suffix('.json')} does not describe a scenes model: {error}") from None
+        read_weights_(model, path)
+        codes = model.codes
+        model.to(device, dtype)
+        model.codes = codes.to(device)
+        return model.eval()
+
+    @property
+    def blocks(self) -> Sequence[Block]:
+        """The transformer blocks in order."""
+        return self.transformer.blocks  # type: ignore[return-value]
+
+    def condition(self, prompts: Sequence[str], guided: bool) -> Condition:
+        """One token a word, left-padded to the longest prompt there can be, and the image token.
+
+        Raises:
+            PromptError: a prompt is outside the grammar.
+        """
+        words = torch.tensor([word_ids(encode_prompt(prompt)) for prompt in prompts])
+        if guided:
+            words = torch.cat([words, torch.tensor([word_ids([])]).expand_as(words)])
+        words = words.to(self.device)
+        return Condition(self.word_embedding(words), words != PADDING_ID, self.rotation)
+
+    def _rotation(self) -> Tensor:
+        """Rotary cosines and sines of all tokens, float32 `[1, max_condition + N, head_dim]`."""
+        grid = self.spec.grid
+        words = torch.arange(1 - self.spec.max_condition, 1)
+        cells = torch.arange(grid.tokens)
+        rows = torch.cat([torch.full_like(words, -1), grid.row(cells)])
+        columns = torch.cat([words, grid.column(cells)])
+        return grid_rotation(rows, columns, self.spec.head_dim, ROPE_THETA)[None]
+
+    def embed(self, tokens: Tensor, position: Tensor) -> Tensor:
+        """One learned vector a code."""
+        return self.code_embedding(tokens)[:, None]
+
+    def head(self, hidden: Tensor, position: Tensor) -> Tensor:
+        """Final norm and one projection; every code may stand everywhere."""
+        return self.output(self.transformer.norm(hidden))[:, 0].float()
+
+    def pixels(self, tokens: Tensor) -> Tensor:
+        """Put the patches of the codes together: 48 x 48 px."""
+        return torch.from_numpy(Codebook(self.codes.float()).decode(tokens))
+
+    def forward(self, words: Tensor, tokens: Tensor) -> Tensor:
+        """Final hidden state at every place that predicts a visual token, all at once: for training.
+
+        Args:
+            words: int64 `[rows, C]`, condition tokens, left-padded with `PADDING_ID`.
+            tokens: int64 `[rows, N]`, the picture.
+
+        Returns:
+            `[rows, N, width]` after the final norm; `output` makes it logits.
+        """
+        hidden = torch.cat([self.word_embedding(words), self.code_embedding(tokens[:, :-1])], dim=1)
+        mask = torch.cat(
+            [words != PADDING_ID, torch.ones_like(tokens[:, :-1], dtype=torch.bool)], 1
+        )
+        hidden = self.transformer(hidden, self.rotation[:, : hidden.shape[1]], mask)
+        return hidden[:, words.shape[1] - 1 :]
+
+
+def word_ids(words: list[int]) -> list[int]:
+    """Left-pad the words of a prompt to the longest one there can be and add the image token."""
+    return [PADDING_ID] * (MAX_PROMPT_TOKENS - len(words)) + words + [IMAGE_ID]

@@ -1,0 +1,250 @@
+"""Train `scenes` from nothing: `python -m arkv.models.scenes.train --out runs/scenes`.
+
+Every picture is drawn fresh and seen once. Matrices inside the blocks are trained by Muon
+(kellerjordan.github.io/posts/muon), the rest by AdamW; the rate is constant after a short warm-up and
+falls linearly to zero over the last part of the run. Beside the next code the network learns, at every
+place, how many of the prompt's objects have yet to begin: counting is the hard part of these pictures,
+and the drawing code knows the answer. That head is dropped from the exported weights.
+
+A run is a function of its arguments. It saves its whole state, so the same command goes on where it was
+stopped; a larger `--pictures` prolongs the constant part.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from arkv.models.scenes.adapter import Scenes, word_ids
+from arkv.models.scenes.codebook import PATCH, Codebook
+from arkv.models.scenes.drawing import Scene, draw, sample_picture, sample_scene
+from arkv.models.scenes.grammar import GROUPS, encode_prompt, sample_prompt
+
+# More of what is hard to learn: numbers and relations.
+GROUP_SHARES = {
+    "single": 0.10,
+    "counting": 0.32,
+    "two_objects": 0.14,
+    "color_attribution": 0.20,
+    "position": 0.24,
+}
+DROPPED_PROMPTS = 0.1  # share of pictures learnt without a prompt, for guidance
+WARMUP_STEPS = 200
+REMAINING_WEIGHT = 0.02  # of the counting loss, beside the mean loss of a code
+MOST_OBJECTS = 4
+SAVE_SECONDS = 300
+
+
+def first_cells(scene: Scene, line: int) -> list[int]:
+    """Raster position of the code in which each object begins, from its geometry."""
+    cells = []
+    for item in scene.objects:
+        # Where enough of the shape is covered for its patch to differ from the background.
+        inset = 1.0 if item.shape == "triangle" else 0.3
+        left = item.x - item.size / 2 + inset if item.shape == "square" else item.x
+        top = item.y - item.size / 2 + inset
+        cells.append(int(top // PATCH) * line + int(left // PATCH))
+    return cells
+
+
+def training_batch(
+    codebook: Codebook, size: int, tokens: int, line: int, rng: numpy.random.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw one batch.
+
+    Returns:
+        Words int64 `[size, C]`, codes int64 `[size, N]`, and how many objects have yet to begin before
+        each code is drawn, int64 `[size, N]`.
+    """
+    words, pictures, remaining = [], [], []
+    places = numpy.arange(tokens)
+    for group in rng.choice(GROUPS, size, p=[GROUP_SHARES[group] for group in GROUPS]):
+        prompt = sample_prompt(rng, str(group), held_out=False)
+        scene = sample_scene(prompt, rng)
+        dropped = rng.random() < DROPPED_PROMPTS
+        words.append(word_ids([] if dropped else encode_prompt(prompt.text)))
+        pictures.append(draw(scene))
+        begins = numpy.array(first_cells(scene, line))
+        remaining.append((begins[:, None] >= places).sum(0))
+    codes = codebook.encode(numpy.stack(pictures))
+    return torch.tensor(words), codes, torch.from_numpy(numpy.stack(remaining))
+
+
+def rate(step: int, steps: int, cooldown: float) -> float:
+    """Share of the full learning rate at `step`: warm-up, constant, linear fall to zero."""
+    return min(1.0, (step + 1) / WARMUP_STEPS, (steps - step) / (cooldown * steps))
+
+
+def optimizers(
+    model: Scenes, extra: nn.Module, arguments: argparse.Namespace
+) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the blocks, AdamW for everything else."""
+    matrices = [p for p in model.transformer.blocks.parameters() if p.ndim == 2]
+    inside = {id(p) for p in matrices}
+    others = [p for p in [*model.parameters(), *extra.parameters()] if id(p) not in inside]
+    return [
+        torch.optim.Muon(matrices, lr=arguments.muon_rate, weight_decay=0.01, momentum=0.95),
+        torch.optim.AdamW(
+            others, lr=arguments.rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True
+        ),
+    ]
+
+
+def initialise(model: Scenes) -> None:
+    """Normal weights of fan-in scale; what writes to the residual stream starts at zero."""
+    for name, weight in model.named_parameters():
+        if name.endswith(("blocks.output.weight", "down.weight")) or ".output.weight" in name:
+            nn.init.zeros_(weight)
+        elif "embedding" in name:
+            nn.init.normal_(weight, std=0.5)
+        elif weight.ndim == 2:
+            nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
+    nn.init.normal_(model.output.weight, std=0.02)
+
+
+def loss_function(model: Scenes, counter: nn.Linear) -> Callable[..., tuple[Tensor, Tensor]]:
+    """Mean cross-entropy of a code (nats) and of the number of objects that have yet to begin."""
+
+    def losses(words: Tensor, codes: Tensor, remaining: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.autocast(codes.device.type, torch.bfloat16):
+            hidden = model(words, codes)
+            logits, counts = model.output(hidden), counter(hidden)
+        code_loss = F.cross_entropy(logits.flatten(0, 1).float(), codes.flatten())
+        count_loss = F.cross_entropy(counts.flatten(0, 1).float(), remaining.flatten())
+        return code_loss, count_loss
+
+    return losses
+
+
+def export(model: Scenes, path: Path, facts: dict[str, object]) -> None:
+    """Write the weights in bfloat16 and, beside them, configuration and facts of the run as JSON."""
+    weights = {name: value.to(torch.bfloat16) for name, value in model.state_dict().items()}
+    weights["codes"] = model.codes.float()
+    partial = path.with_suffix(".partial")
+    save_file({name: value.contiguous() for name, value in weights.items()}, partial)
+    os.replace(partial, path)
+    description = {
+        "config": asdict(model.transformer.config),
+        "codes": len(model.codes),
+        "guidance": model.spec.guidance,
+    }
+    path.with_suffix(".json").write_text(json.dumps(description | facts, indent=2) + "\n")
+
+
+def train(arguments: argparse.Namespace) -> None:
+    """Run, or go on with, the training that the arguments describe."""
+    torch.manual_seed(arguments.seed)
+    torch.set_flush_denormal(True)
+    torch.set_float32_matmul_precision("high")
+    out: Path = arguments.out
+    out.mkdir(parents=True, exist_ok=True)
+    state_path = out / "state.pt"
+    state = torch.load(state_path, weights_only=True) if state_path.exists() else None
+    if state is None:
+        rng = numpy.random.default_rng((arguments.seed, 1 << 40))
+        pictures = [sample_picture(str(rng.choice(GROUPS)), rng)[1] for _ in range(6000)]
+        codebook = Codebook.fit(numpy.stack(pictures), seed=arguments.seed)
+    else:
+        codebook = Codebook(state["model"]["codes"])
+    model = Scenes(codebook)
+    counter = nn.Linear(model.spec.width, MOST_OBJECTS + 1)
+    initialise(model)
+    step, seen_seconds = 0, 0.0
+    model.to(arguments.device)
+    counter.to(arguments.device)
+    optimisers = optimizers(model, counter, arguments)
+    full_rates = [group["lr"] for o in optimisers for group in o.param_groups]
+    if state is not None:
+        model.load_state_dict(state["model"])
+        counter.load_state_dict(state["counter"])
+        for optimiser, saved in zip(optimisers, state["optimizers"], strict=True):
+            optimiser.load_state_dict(saved)
+        step, seen_seconds = state["step"], state["seconds"]
+    losses = torch.compile(loss_function(model, counter))
+
+    def save() -> None:
+        snapshot = {
+            "model": model.state_dict(),
+            "counter": counter.state_dict(),
+            "optimizers": [o.state_dict() for o in optimisers],
+            "step": step,
+            "seconds": seen_seconds,
+        }
+        torch.save(snapshot, out / "state.partial")
+        os.replace(out / "state.partial", state_path)
+        facts: dict[str, object] = {
+            "pictures": step * arguments.batch,
+            "seed": arguments.seed,
+            "hours": round(seen_seconds / 3600, 2),
+            "torch": torch.__version__,
+        }
+        export(model, out / "scenes.safetensors", facts)
+
+    steps = arguments.pictures // arguments.batch
+    grid = model.spec.grid
+    saved_at = time.monotonic()
+    log = (out / "log.jsonl").open("a")
+    with tqdm(total=steps, initial=step, unit="step", smoothing=0.05) as bar:
+        while step < steps:
+            started = time.monotonic()
+            rng = numpy.random.default_rng((arguments.seed, step))
+            batch = training_batch(codebook, arguments.batch, grid.tokens, grid.line, rng)
+            code_loss, count_loss = losses(*(x.to(arguments.device) for x in batch))
+            (code_loss + REMAINING_WEIGHT * count_loss).backward()
+            share = rate(step, steps, arguments.cooldown)
+            groups = [group for o in optimisers for group in o.param_groups]
+            for group, full in zip(groups, full_rates, strict=True):
+                group["lr"] = full * share
+            for optimiser in optimisers:
+                optimiser.step()
+                optimiser.zero_grad()
+            step += 1
+            seen_seconds += time.monotonic() - started
+            bar.update()
+            if step % 20 == 0:
+                row = {"step": step, "code": code_loss.item(), "count": count_loss.item()}
+                if not numpy.isfinite(row["code"]):
+                    raise FloatingPointError(f"the loss is {row['code']} at step {step}")
+                log.write(json.dumps(row) + "\n")
+                log.flush()
+                bar.set_postfix(
+                    {key: f"{value:.4f}" for key, value in row.items() if key != "step"}
+                )
+            if time.monotonic() - saved_at > SAVE_SECONDS:
+                save()
+                saved_at = time.monotonic()
+    save()
+
+
+def main() -> None:
+    """Command line of the trainer."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/scenes"), help="folder of the run")
+    parser.add_argument("--pictures", type=int, default=600_000, help="pictures to draw and learn")
+    parser.add_argument("--batch", type=int, default=24, help="pictures a step")
+    parser.add_argument("--rate", type=float, default=3e-3, help="learning rate of AdamW")
+    parser.add_argument("--muon-rate", type=float, default=0.02, help="learning rate of Muon")
+    parser.add_argument(
+        "--cooldown", type=float, default=0.5, help="last part, in which the rate falls"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    train(parser.parse_args())
+
+
+if __name__ == "__main__":
+    main()

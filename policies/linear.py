@@ -1,0 +1,80 @@
+"""LineAR: a few lines of cached tokens (arXiv 2512.04857).
+
+    visual tokens of a head:   [ anchors | middle survivors | recent lines ]
+
+    while a line is decoded    append every token, evict none
+    at the end of a line       every token of the middle has the attention that this line paid to it;
+                               keep the best of the middle, as many as the budget leaves room for
+
+The authors have released no code. What the paper leaves open is marked "inferred" below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from arkv.errors import BudgetError
+from arkv.grid import Grid
+from arkv.policy import RankedPolicy
+from arkv.store import Store
+
+
+@dataclass(frozen=True, kw_only=True)
+class LineAR(RankedPolicy):
+    """Condition, anchors and recent lines are safe; the rest is ranked by the last line's attention.
+
+    Ranking is done by each head and each guidance row for itself (inferred: the paper gives all heads the
+    same size and says nothing of sharing). Positions are those of birth (inferred).
+
+    Attributes:
+        anchors: first visual tokens that are never given up; they carry the global style (section on
+            observations; the number is inferred). None: half a line.
+        recent: newest tokens that are never given up (stated as "recent lines"; the number is inferred).
+            None: one line. The line that is being decoded comes on top of it.
+    """
+
+    fields: ClassVar[Mapping[str, torch.dtype]] = {"score": torch.float32}
+    needs_mass: ClassVar[bool] = True
+    source: ClassVar[str] = "LineAR, arXiv 2512.04857"
+
+    anchors: int | None = None
+    recent: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("anchors", "recent"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise BudgetError(f"{name} is {value}: expected 0 or more visual tokens")
+
+    def sizes(self, grid: Grid) -> tuple[int, int]:
+        """Anchors and recent tokens on this grid."""
+        anchors = grid.line // 2 if self.anchors is None else self.anchors
+        recent = grid.line if self.recent is None else self.recent
+        return anchors, recent
+
+    def least_budget(self, grid: Grid) -> int:
+        """Anchors and recent tokens."""
+        return sum(self.sizes(grid))
+
+    def observe(self, store: Store, mass: Tensor, step: Tensor) -> None:
+        """Sum up what this line looks at, as softmax attention over all residents (inferred)."""
+        store["score"].add_(mass)
+
+    def protected(self, store: Store, step: Tensor) -> Tensor:
+        """Anchors and recent lines."""
+        anchors, recent = self.sizes(store.grid)
+        return (store.position < anchors) | (store.position >= step - recent)
+
+    def score(self, store: Store, step: Tensor) -> Tensor:
+        """The attention that the last line paid to each token."""
+        return store["score"]
+
+    def evict(self, store: Store, slots: Tensor) -> None:
+        """Give up the slots and forget the line's attention: the next line judges anew."""
+        super().evict(store, slots)
+        store["score"].zero_()
