@@ -1,8 +1,8 @@
 """arkv: autoregressive image generation with a small part of the KV cache.
 
-    decoder = arkv.Decoder(arkv.load_model("scenes"), arkv.load_policy("linear", ratio="1/6"))
-    result = decoder.generate(["a red circle left of a blue square"], seeds=[0])
-    result.images[0].save("picture.png")
+decoder = arkv.Decoder(arkv.load_model("scenes"), arkv.load_policy("linear", ratio="1/6"))
+result = decoder.generate(["a red circle left of a blue square"], seeds=[0])
+result.images[0].save("picture.png")
 """
 
 from __future__ import annotations

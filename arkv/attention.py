@@ -6,6 +6,8 @@ and softmax in float32. Rows with nothing to look at give zeros or uniform avera
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -36,7 +38,7 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | N
     tokens = query.shape[2]
     edges = [tokens * i // QUERY_BLOCKS for i in range(QUERY_BLOCKS + 1)]
     parts = []
-    for start, stop in zip(edges, edges[1:], strict=False):
+    for start, stop in pairwise(edges):
         scores = query[:, :, start:stop] @ key[:, :, :stop].transpose(-1, -2)
         visible = torch.ones(stop - start, stop, dtype=torch.bool, device=query.device).tril(start)
         if mask is not None:

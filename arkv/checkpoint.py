@@ -46,9 +46,13 @@ def read_weights_(module: nn.Module, path: Path) -> None:
         raise CheckpointError(f"there is no checkpoint {path}")
     try:
         with safe_open(path, framework="pt") as file:
-            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
-            problems = [f"{name} {tuple(t.shape)} is missing" for name, t in wanted.items() if name not in found]
-            problems += [f"{name} {shape} is unexpected" for name, shape in found.items() if name not in wanted]
+            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            problems = [
+                f"{name} {tuple(t.shape)} is missing" for name, t in wanted.items() if name not in found
+            ]
+            problems += [
+                f"{name} {shape} is unexpected" for name, shape in found.items() if name not in wanted
+            ]
             problems += [
                 f"{name} has shape {found[name]}, the model wants {tuple(tensor.shape)}"
                 for name, tensor in wanted.items()

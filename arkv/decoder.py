@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -142,8 +142,8 @@ class Decoder:
         sampling = Sampling(guidance, temperature, top_k, top_p)
         sampling.check(self.model.spec.vocabulary)
         size = len(prompts) if batch_size is None else batch_size
-        if size < 1:
-            raise ArkvError(f"batch_size is {size}: expected at least 1")
+        if not isinstance(size, int) or size < 1:
+            raise ArkvError(f"batch_size is {size}: expected a whole number, at least 1")
         # Every prompt is read before the first picture is begun.
         self.model.condition(prompts, guided=False)
         total = self.model.spec.grid.tokens
@@ -193,13 +193,15 @@ class Decoder:
         spec = self.model.spec
         wanted = (len(prompts), spec.grid.tokens)
         if tuple(tokens.shape) != wanted:
-            raise ArkvError(f"tokens have shape {list(tokens.shape)}: expected {list(wanted)}, a picture a prompt")
+            raise ArkvError(
+                f"tokens have shape {list(tokens.shape)}: expected {list(wanted)}, a picture a prompt"
+            )
         if tokens.is_floating_point() or int(tokens.min()) < 0 or int(tokens.max()) >= spec.vocabulary:
             raise ArkvError(f"tokens must be whole numbers from 0 to {spec.vocabulary - 1}")
         condition = self.model.condition(prompts, sampling.guided)
         loop = self._loop_for(condition, len(prompts), sampling.guided)
         tokens = tokens.to(self.model.device)
-        scale = torch.tensor(guidance, device=self.model.device)
+        scale = torch.tensor(guidance, dtype=torch.float32, device=self.model.device)
         raw, guided = [], []
         logits = loop.prefill_(condition)
         for position in range(spec.grid.tokens):
@@ -216,13 +218,13 @@ class Decoder:
         condition: Condition,
         seeds: Sequence[int],
         sampling: Sampling,
-        bar: "tqdm[Any]",
+        bar: tqdm[Any],
         on_line: OnLine | None,
     ) -> Tensor:
         """Tokens int64 `[pictures, N]` of one batch."""
         grid, device = self.model.spec.grid, self.model.device
         uniforms = picture_uniforms(seeds, grid.tokens).to(device)
-        scale = torch.tensor(sampling.guidance, device=device)
+        scale = torch.tensor(sampling.guidance, dtype=torch.float32, device=device)
         tokens = torch.zeros(len(seeds), grid.tokens, dtype=torch.long, device=device)
         logits = loop.prefill_(condition)
         for position in range(grid.tokens):
@@ -257,20 +259,26 @@ class Decoder:
     def _check_prompts(prompts: Sequence[Any]) -> list[Any]:
         if isinstance(prompts, str):
             raise ArkvError("prompts is one text: expected a list of them, such as ['a red circle']")
-        if not len(prompts):
+        if not isinstance(prompts, Iterable):
+            raise ArkvError(f"prompts is {prompts!r}: expected a list of them")
+        prompts = list(prompts)
+        if not prompts:
             raise ArkvError("the list of prompts is empty: give at least one")
-        return list(prompts)
+        return prompts
 
     @staticmethod
     def _check_seeds(seeds: Sequence[int] | None, count: int) -> list[int]:
         if seeds is None:
             return list(range(count))
+        if not isinstance(seeds, Iterable):
+            raise ArkvError(f"seeds is {seeds!r}: expected a list, one seed a prompt")
+        seeds = list(seeds)
         if len(seeds) != count:
             raise ArkvError(f"{len(seeds)} seeds for {count} prompts: give one seed a prompt")
         for seed in seeds:
             if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
                 raise ArkvError(f"seed {seed!r}: expected a whole number from 0 to 2^63 - 1")
-        return list(seeds)
+        return seeds
 
 
 def _for_rows(tokens: Tensor, sampling: Sampling) -> Tensor:

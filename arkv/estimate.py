@@ -130,10 +130,12 @@ def check_memory(model: Model, policy: CachePolicy, pictures: int, guided: bool,
     fits = min(pictures - 1, usable * pictures // needed)
     while fits and estimate(model, policy, fits, guided, condition).batch > usable:
         fits -= 1
-    advice = f"the largest batch that fits is {fits}" if fits else "not even one picture fits: lower the ratio"
+    advice = (
+        f"the largest batch that fits is {fits}" if fits else "not even one picture fits: lower the ratio"
+    )
     raise MemoryLimitError(
-        f"a batch of {pictures} needs {format_bytes(needed)} beside the weights and {format_bytes(usable)} is "
-        f"free on {model.device}; {advice}"
+        f"a batch of {pictures} needs {format_bytes(needed)} beside the weights and "
+        f"{format_bytes(usable)} is free on {model.device}; {advice}"
     )
 
 

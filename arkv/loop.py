@@ -46,7 +46,9 @@ class Loop:
         store: where keys and values lie.
     """
 
-    def __init__(self, model: Model, policy: CachePolicy, rows: int, condition: int, compile: Compile) -> None:
+    def __init__(
+        self, model: Model, policy: CachePolicy, rows: int, condition: int, compile: Compile
+    ) -> None:
         spec = model.spec
         self.model, self.policy = model, policy
         self.store = Store(
@@ -112,8 +114,9 @@ class Loop:
                 policy.needs_mass,
             )
             sums.append(total)
-            masses.append(mass)
-        if policy.needs_mass:
+            if mass is not None:
+                masses.append(mass)
+        if masses:
             self._observe(store, torch.stack(masses), step)
         return self._finish(hidden, sums, position + 1)
 

@@ -140,6 +140,17 @@ class Model(nn.Module, ABC):
             uint8 `[pictures, height, width, 3]` on the CPU.
         """
 
+    @abstractmethod
+    def example_prompts(self, count: int, seed: int) -> list[Any]:
+        """Prompts that this model can take, for benchmarks and conformance tests; the same for one seed."""
+
+    def satisfies(self, prompt: Any, picture: Tensor) -> bool | None:
+        """Whether a picture, uint8 `[height, width, 3]`, shows what its prompt asks for.
+
+        None, as here, where the model has no exact judge of its pictures.
+        """
+        return None
+
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the weights, and so of keys and values."""

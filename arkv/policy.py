@@ -98,11 +98,11 @@ class RankedPolicy(CachePolicy):
     def plan(self, grid: Grid, spec: ModelSpec) -> CachePlan:
         """The budget in slots, and a line as the period."""
         budget = resolve_budget(self.budget, self.ratio, grid.tokens)
-        least = max(1, self.least_budget(grid))
-        if budget < min(least, grid.tokens):
+        least = min(max(1, self.least_budget(grid)), grid.tokens)
+        if budget < least:
             raise BudgetError(
-                f"{type(self).__name__}: a budget of {budget} of {grid.tokens} slots is below the {least} that "
-                f"its protected tokens need; the smallest ratio that does is {least}/{grid.tokens}"
+                f"{type(self).__name__}: a budget of {budget} of {grid.tokens} slots is below the "
+                f"{least} that its protected tokens need; the smallest ratio that does is {least}/{grid.tokens}"
             )
         return CachePlan(budget=budget, period=grid.line)
 
@@ -160,7 +160,9 @@ def resolve_budget(budget: int | None, ratio: float | str | None, tokens: int) -
         try:
             share = Fraction(str(ratio))
         except (ValueError, ZeroDivisionError):
-            raise BudgetError(f"cannot read the ratio {ratio!r}: expected a number such as 0.25 or '1/4'") from None
+            raise BudgetError(
+                f"cannot read the ratio {ratio!r}: expected a number such as 0.25 or '1/4'"
+            ) from None
         if not 0 < share <= 1:
             raise BudgetError(f"the ratio is {ratio}: expected more than 0 and at most 1")
         return int(share * tokens + Fraction(1, 2))

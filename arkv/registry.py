@@ -39,7 +39,9 @@ class Entry:
 
 def names(kind: Kind) -> list[Entry]:
     """Everything registered, in order of name; nothing is imported."""
-    return [Entry(point.name, _origin(point)) for point in sorted(_points(kind).values(), key=lambda p: p.name)]
+    return [
+        Entry(point.name, _origin(point)) for point in sorted(_points(kind).values(), key=lambda p: p.name)
+    ]
 
 
 def load_class(kind: Kind, name: str) -> Any:
@@ -56,7 +58,8 @@ def load_class(kind: Kind, name: str) -> Any:
         return points[name].load()
     except Exception as error:
         raise ArkvError(
-            f"the {kind} {name!r} of {_origin(points[name])} cannot be imported: {type(error).__name__}: {error}"
+            f"the {kind} {name!r} of {_origin(points[name])} cannot be imported: "
+            f"{type(error).__name__}: {error}"
         ) from error
 
 
@@ -83,7 +86,7 @@ def load_policy(name: str, **parameters: Any) -> CachePolicy:
             hint = hints[parameter]
             wanted = getattr(hint, "__name__", None) if isinstance(hint, type) else str(hint)
             raise ArkvError(f"{name}: {parameter} is {value!r}, expected {wanted}")
-    return policy_class(**given)  # type: ignore[no-any-return]
+    return policy_class(**given)
 
 
 def load_model(
@@ -112,7 +115,7 @@ def load_model(
         raise ArkvError(f"the device is {str(device)!r}, but torch finds no CUDA device; try 'cpu'")
     if dtype is None:
         dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-    return model_class.from_pretrained(dtype=_dtype(dtype), device=device)  # type: ignore[no-any-return]
+    return model_class.from_pretrained(dtype=torch_dtype(dtype), device=device)
 
 
 def _points(kind: Kind) -> dict[str, EntryPoint]:
@@ -123,7 +126,8 @@ def _origin(point: EntryPoint) -> str:
     return f"{point.dist.name} {point.dist.version}" if point.dist else "unknown"
 
 
-def _dtype(dtype: torch.dtype | str) -> torch.dtype:
+def torch_dtype(dtype: torch.dtype | str) -> torch.dtype:
+    """A dtype, or the name of one that weights can have."""
     import torch
 
     if isinstance(dtype, torch.dtype):
@@ -140,10 +144,12 @@ def _parse_parameters(text: str) -> dict[str, Any]:
     for part in filter(None, text.split(",")):
         name, equals, value = part.partition("=")
         if not equals or not name.strip():
-            raise ArkvError(f"cannot read {part!r}: expected parameter=value, as in 'linear:anchors=24,recent=48'")
+            raise ArkvError(
+                f"cannot read {part!r}: expected parameter=value, as in 'linear:anchors=24,recent=48'"
+            )
         try:
             parsed[name.strip()] = ast.literal_eval(value.strip())
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             parsed[name.strip()] = value.strip()
     return parsed
 

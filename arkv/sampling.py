@@ -44,7 +44,7 @@ class Sampling:
             raise ArkvError(f"guidance is {self.guidance}: expected a finite number, 0 or more")
         if not 0 <= self.temperature < float("inf"):
             raise ArkvError(f"temperature is {self.temperature}: expected a finite number, 0 or more")
-        if self.top_k is not None and not 1 <= self.top_k <= vocabulary:
+        if self.top_k is not None and not (isinstance(self.top_k, int) and 1 <= self.top_k <= vocabulary):
             raise ArkvError(f"top_k is {self.top_k}: expected 1 to {vocabulary}, the size of the vocabulary")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ArkvError(f"top_p is {self.top_p}: expected more than 0 and at most 1")

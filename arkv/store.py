@@ -89,13 +89,16 @@ class Store:
         names = [str(layer) for layer in range(self.layers)]
 
         def leaves() -> dict[str, Tensor]:
-            return {name: torch.zeros(rows, slots, self.head_dim, dtype=dtype, device=device) for name in names}
+            return {
+                name: torch.zeros(rows, slots, self.head_dim, dtype=dtype, device=device) for name in names
+            }
 
         shape = (self.layers, rows, slots)
         statistics = {name: torch.zeros(shape, dtype=kind, device=device) for name, kind in fields.items()}
         position = torch.full(shape, FREE, dtype=torch.int32, device=device)
         self.tensors = TensorDict(
-            {"keys": leaves(), "values": leaves(), "slots": {"position": position} | statistics}, batch_size=[]
+            {"keys": leaves(), "values": leaves(), "slots": {"position": position} | statistics},
+            batch_size=[],
         ).lock_()
         self.fields = tuple(fields)
         # Looked up once: a TensorDict access per layer and step from Python is not free.
@@ -116,12 +119,12 @@ class Store:
 
     @property
     def resident(self) -> Tensor:
-        """bool `[layers, rows, kv_heads, capacity]`: where a token is held, condition or visual."""
+        """Bool `[layers, rows, kv_heads, capacity]`: where a token is held, condition or visual."""
         return (self.position >= 0) | (self.position == CONDITION)
 
     @property
     def recyclable(self) -> Tensor:
-        """bool `[layers, rows, kv_heads, capacity]`: slots of visual tokens, held or free."""
+        """Bool `[layers, rows, kv_heads, capacity]`: slots of visual tokens, held or free."""
         return self.position >= FREE
 
     @property
@@ -140,8 +143,9 @@ class Store:
         Args:
             mask: bool `[rows, condition]`, False on padding.
         """
-        for field in self.fields:
-            self[field].zero_()
+        # Keys and values too: a free slot has weight zero, but zero times a NaN left behind is NaN.
+        for leaf in [*self.keys, *self.values, *(self[field] for field in self.fields)]:
+            leaf.zero_()
         self.position.fill_(FREE)
         laid_out = torch.where(mask, CONDITION, PADDING).to(torch.int32)
         self.position[..., : self.condition] = laid_out[None, :, None]

@@ -26,7 +26,7 @@ def axis_angles(positions: Tensor, pairs: int, theta: float) -> Tensor:
 
 
 def grid_rotation(rows: Tensor, columns: Tensor, head_dim: int, theta: float) -> Tensor:
-    """Rotation of tokens on a grid: the first half of the pairs turns with the row, the second with the column.
+    """Rotation of tokens on a grid: half of the pairs turn with the row, half with the column.
 
     Args:
         rows: `[n]` row of each token.

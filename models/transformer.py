@@ -12,6 +12,7 @@ RMSNorm (arXiv 1910.07467) before each half, SwiGLU (arXiv 2002.05202), grouped 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -123,7 +124,7 @@ class Transformer(nn.Module):
         Returns:
             `[rows, tokens, width]` after the final norm.
         """
-        for block in self.blocks:
+        for block in cast("list[Block]", self.blocks):
             query, key, value = block.project(hidden, rotation)
             hidden = block.merge(hidden, causal_attention(query, key, value, mask))
         return self.norm(hidden)

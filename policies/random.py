@@ -34,7 +34,7 @@ class Random(RankedPolicy):
         layers, _, heads, _ = store.position.shape
         index: Callable[[int], Tensor] = lambda n: torch.arange(n, device=store.position.device)  # noqa: E731
         place = index(layers)[:, None, None, None] * heads + index(heads)[:, None]
-        mixed = _mix(_mix(place + self.seed * 1_000_003) ^ store.position.long())
+        mixed = _mix(_mix(place + (self.seed * 1_000_003 & 0xFFFFFFFF)) ^ store.position.long())
         return (mixed & 0xFFFFFF).float()
 
 

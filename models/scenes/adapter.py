@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy
 import torch
 from torch import Tensor, nn
 
@@ -15,11 +16,14 @@ from arkv.model import Block, Condition, Model, ModelSpec
 from arkv.models.rope import grid_rotation
 from arkv.models.scenes.codebook import GRID, PATCH_VALUES, Codebook
 from arkv.models.scenes.grammar import (
+    GROUPS,
     MAX_PROMPT_TOKENS,
     PADDING_ID,
     VOCABULARY_SIZE,
     encode_prompt,
+    sample_prompt,
 )
+from arkv.models.scenes.judge import judge
 from arkv.models.transformer import Transformer, TransformerConfig
 
 IMAGE_ID = VOCABULARY_SIZE
@@ -31,9 +35,7 @@ ROPE_THETA = 100.0
 WEIGHTS = Path(__file__).parent / "weights" / "scenes.safetensors"
 """The checkpoint that the package carries; its model card lies beside it."""
 
-DEFAULT_CONFIG = TransformerConfig(
-    layers=6, width=256, heads=4, kv_heads=4, head_dim=64, hidden=704
-)
+DEFAULT_CONFIG = TransformerConfig(layers=6, width=256, heads=4, kv_heads=4, head_dim=64, hidden=704)
 
 
 class Scenes(Model):
@@ -104,12 +106,14 @@ class Scenes(Model):
             config = TransformerConfig(**facts["config"])
             empty = Codebook(torch.zeros(int(facts["codes"]), PATCH_VALUES))
             model = cls(empty, config, float(facts["guidance"]))
-        except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{path.with_suffix('.json')} does not describe a scenes model: {error}") from None
+        except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+            raise CheckpointError(
+                f"{path.with_suffix('.json')} does not describe a scenes model: {error}"
+            ) from None
         read_weights_(model, path)
-        codes = model.codes
+        codes, rotation = model.codes, model.rotation
         model.to(device, dtype)
-        model.codes = codes.to(device)
+        model.codes, model.rotation = codes.to(device), rotation.to(device)  # these stay float32
         return model.eval()
 
     @property
@@ -150,6 +154,15 @@ class Scenes(Model):
         """Put the patches of the codes together: 48 x 48 px."""
         return torch.from_numpy(Codebook(self.codes.float()).decode(tokens))
 
+    def example_prompts(self, count: int, seed: int) -> list[str]:
+        """Prompts kept out of training, the five groups in turn."""
+        rng = numpy.random.default_rng(seed)
+        return [sample_prompt(rng, GROUPS[i % len(GROUPS)], held_out=True).text for i in range(count)]
+
+    def satisfies(self, prompt: str, picture: Tensor) -> bool:
+        """The verdict of the exact judge."""
+        return judge(picture.numpy(), prompt)
+
     def forward(self, words: Tensor, tokens: Tensor) -> Tensor:
         """Final hidden state at every place that predicts a visual token, all at once: for training.
 
@@ -161,9 +174,7 @@ class Scenes(Model):
             `[rows, N, width]` after the final norm; `output` makes it logits.
         """
         hidden = torch.cat([self.word_embedding(words), self.code_embedding(tokens[:, :-1])], dim=1)
-        mask = torch.cat(
-            [words != PADDING_ID, torch.ones_like(tokens[:, :-1], dtype=torch.bool)], 1
-        )
+        mask = torch.cat([words != PADDING_ID, torch.ones_like(tokens[:, :-1], dtype=torch.bool)], 1)
         hidden = self.transformer(hidden, self.rotation[:, : hidden.shape[1]], mask)
         return hidden[:, words.shape[1] - 1 :]
 

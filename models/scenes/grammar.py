@@ -25,6 +25,8 @@ from typing import Final, Literal
 
 import numpy
 
+from arkv.errors import PromptError
+
 Rgb = tuple[int, int, int]
 Relation = Literal["left of", "above"]
 
@@ -100,10 +102,6 @@ _BACKGROUND: Final = re.compile(rf"(.*) on ({'|'.join(BACKGROUNDS)})")
 _HELD_OUT_SALT: Final = "kept:"
 
 
-class PromptError(ValueError):
-    """A text is outside the grammar. Its message is a single line fit to be shown to a user."""
-
-
 @dataclass(frozen=True)
 class ObjectSpec:
     """One object that a prompt asks for.
@@ -150,6 +148,8 @@ def parse_prompt(text: str) -> Prompt:
     Raises:
         PromptError: A word is outside the grammar, or the words are in none of its forms.
     """
+    if not isinstance(text, str):
+        raise PromptError(f"the prompt is {text!r}: expected a text such as 'a red circle'")
     normal = _normalise(text)
     words = normal.split()
     for word in words:

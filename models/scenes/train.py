@@ -42,7 +42,7 @@ GROUP_SHARES = {
 }
 DROPPED_PROMPTS = 0.1  # share of pictures learnt without a prompt, for guidance
 WARMUP_STEPS = 200
-REMAINING_WEIGHT = 0.02  # of the counting loss, beside the mean loss of a code
+REMAINING_WEIGHT = 0.1  # of the counting loss, beside the mean loss of a code
 MOST_OBJECTS = 4
 SAVE_SECONDS = 300
 
@@ -87,18 +87,14 @@ def rate(step: int, steps: int, cooldown: float) -> float:
     return min(1.0, (step + 1) / WARMUP_STEPS, (steps - step) / (cooldown * steps))
 
 
-def optimizers(
-    model: Scenes, extra: nn.Module, arguments: argparse.Namespace
-) -> list[torch.optim.Optimizer]:
+def optimizers(model: Scenes, extra: nn.Module, arguments: argparse.Namespace) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the blocks, AdamW for everything else."""
     matrices = [p for p in model.transformer.blocks.parameters() if p.ndim == 2]
     inside = {id(p) for p in matrices}
     others = [p for p in [*model.parameters(), *extra.parameters()] if id(p) not in inside]
     return [
         torch.optim.Muon(matrices, lr=arguments.muon_rate, weight_decay=0.01, momentum=0.95),
-        torch.optim.AdamW(
-            others, lr=arguments.rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True
-        ),
+        torch.optim.AdamW(others, lr=arguments.rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
     ]
 
 
@@ -219,9 +215,7 @@ def train(arguments: argparse.Namespace) -> None:
                     raise FloatingPointError(f"the loss is {row['code']} at step {step}")
                 log.write(json.dumps(row) + "\n")
                 log.flush()
-                bar.set_postfix(
-                    {key: f"{value:.4f}" for key, value in row.items() if key != "step"}
-                )
+                bar.set_postfix({key: f"{value:.4f}" for key, value in row.items() if key != "step"})
             if time.monotonic() - saved_at > SAVE_SECONDS:
                 save()
                 saved_at = time.monotonic()
@@ -238,9 +232,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=24, help="pictures a step")
     parser.add_argument("--rate", type=float, default=3e-3, help="learning rate of AdamW")
     parser.add_argument("--muon-rate", type=float, default=0.02, help="learning rate of Muon")
-    parser.add_argument(
-        "--cooldown", type=float, default=0.5, help="last part, in which the rate falls"
-    )
+    parser.add_argument("--cooldown", type=float, default=0.5, help="last part, in which the rate falls")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     train(parser.parse_args())

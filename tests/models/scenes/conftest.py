@@ -1,10 +1,7 @@
 """What the tests of the scenes share: pictures, and a codebook fitted to them."""
 
-from collections.abc import Iterator
-
 import numpy
 import pytest
-import torch
 from numpy.typing import NDArray
 
 from arkv.models.scenes.codebook import Codebook
@@ -12,15 +9,6 @@ from arkv.models.scenes.drawing import sample_picture
 from arkv.models.scenes.grammar import GROUPS, Prompt
 
 Samples = list[tuple[Prompt, NDArray[numpy.uint8]]]
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Keeps torch to one thread: on a busy machine many threads mostly wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

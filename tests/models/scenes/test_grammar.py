@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from arkv.errors import PromptError
 from arkv.models.scenes.grammar import (
     BACKGROUNDS,
     COLORS,
@@ -18,7 +19,6 @@ from arkv.models.scenes.grammar import (
     WORDS,
     ObjectSpec,
     Prompt,
-    PromptError,
     all_prompts,
     encode_prompt,
     is_held_out,

@@ -9,6 +9,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from scipy import ndimage  # type: ignore[import-untyped]
 
+from arkv.errors import PromptError
 from arkv.models.scenes.codebook import GRID, Codebook
 from arkv.models.scenes.drawing import (
     SIDE,
@@ -25,7 +26,6 @@ from arkv.models.scenes.grammar import (
     NUMBERS,
     SHAPES,
     Prompt,
-    PromptError,
     all_prompts,
     parse_prompt,
 )

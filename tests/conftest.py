@@ -1,0 +1,25 @@
+"""What all tests share: one thread, and how many examples hypothesis tries."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+# `pytest --hypothesis-profile=nightly` works as well as the variable.
+slow_is_fine = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
+settings.register_profile(
+    "ci", max_examples=60, deadline=None, derandomize=True, suppress_health_check=slow_is_fine
+)
+settings.register_profile("nightly", max_examples=2000, deadline=None, suppress_health_check=slow_is_fine)
+settings.load_profile(os.environ.get("ARKV_HYPOTHESIS_PROFILE", "ci"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Keeps torch to one thread: on a busy machine many threads mostly wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
