@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from arkv.decoder import ForcedLogits as ForcedLogits
     from arkv.decoder import Result as Result
     from arkv.errors import ArkvError as ArkvError
-    from arkv.estimate import estimate as estimate
     from arkv.grid import Grid as Grid
     from arkv.model import Condition as Condition
     from arkv.model import Model as Model
@@ -43,7 +42,6 @@ _HOMES = {
     "RankedPolicy": "policy",
     "Result": "decoder",
     "Store": "store",
-    "estimate": "estimate",
     "load_model": "registry",
     "load_policy": "registry",
 }

@@ -144,8 +144,8 @@ def draw_sheet(trials: Sequence[Trial], prompts: Sequence[str] = PROMPTS) -> Ima
             for prompt, image, verdict in zip(prompts, trial.images, trial.verdicts, strict=False)
         ]
         notes = (
-            f"{format_bytes(trial.kv_bytes)} of KV a picture,",
-            f"{trial.share:.0%} of the full cache's",
+            f"KV: {format_bytes(trial.kv_bytes)} a picture,",
+            f"{trial.share:.0%} of the full cache",
             f"{trial.stats.tokens_per_second:,.0f} tokens/s",
             f"{trial.score()} prompts right",
         )
@@ -154,6 +154,6 @@ def draw_sheet(trials: Sequence[Trial], prompts: Sequence[str] = PROMPTS) -> Ima
     return contact_sheet(
         rows,
         heading="One model, the same prompts and seeds, three KV caches",
-        note="Tick: the picture shows exactly what its prompt asks for, in the eyes of an exact judge. "
-        f"Scores are over all {judged} prompts of the demo; training saw none of them.",
+        note="A tick: the picture shows exactly what its prompt asks for; an exact judge decides. "
+        f"Scores are over all {judged} prompts of the demo, none of them used in training.",
     )

@@ -80,6 +80,8 @@ def load_policy(name: str, **parameters: Any) -> CachePolicy:
     hints = get_type_hints(policy_class)
     known = [field.name for field in fields(policy_class)]
     for parameter, value in given.items():
+        if not known:
+            raise ArkvError(f"the policy {name} takes no parameters: leave out {parameter}={value}")
         if parameter not in known:
             raise UnknownNameError(f"parameter of the policy {name}", parameter, known)
         if not _fits(value, hints[parameter]):
@@ -111,8 +113,10 @@ def load_model(
         device = torch.device(device)
     except RuntimeError as error:
         raise ArkvError(f"unknown device {device!r}: expected a name such as 'cpu' or 'cuda:0'") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ArkvError(f"the device is {str(device)!r}, but torch finds no CUDA device; try 'cpu'")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise ArkvError(f"the device is {str(device)!r}, but torch finds no such device; try 'cpu'") from None
     if dtype is None:
         dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     return model_class.from_pretrained(dtype=torch_dtype(dtype), device=device)

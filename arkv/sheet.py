@@ -28,9 +28,9 @@ FADED: Rgb = (96, 107, 124)
 GOOD: Rgb = (22, 148, 72)
 BAD: Rgb = (212, 48, 48)
 
-HEADING, TITLE, CAPTION, NOTE = 26, 22, 17, 16  # sizes of type, px
+HEADING, TITLE, CAPTION, NOTE = 28, 24, 17, 16  # sizes of type, px
 LEADING = 1.3  # height of a line of text in sizes of its type
-MARGIN, GAP, CAPTION_GAP, LABEL_GAP = 32, 18, 8, 28  # px
+MARGIN, GAP, CAPTION_GAP, TITLE_GAP, LABEL_GAP = 36, 20, 8, 4, 32  # px
 CAPTION_LINES = 4  # a longer caption ends in dots
 BADGE = 15  # radius of a verdict, px
 SUPERSAMPLING = 4  # Pillow draws shapes without anti-aliasing
@@ -113,10 +113,10 @@ def contact_sheet(rows: Sequence[Row], heading: str = "", note: str = "") -> Ima
     y = top
     for row, line, texts, caption_height in zip(rows, pictures, captions, caption_heights, strict=True):
         y += caption_height
-        block = _text_height(1, TITLE, 0) + _text_height(len(row.notes), NOTE, 0)
-        middle = y + (height - block) // 2
-        _write(draw, MARGIN, middle, [row.title], TITLE, INK)
-        _write(draw, MARGIN, middle + _text_height(1, TITLE, 0), row.notes, NOTE, FADED)
+        title_height = _text_height(1, TITLE, TITLE_GAP)
+        label_top = y + (height - title_height - _text_height(len(row.notes), NOTE, 0)) // 2
+        _write(draw, MARGIN, label_top, [row.title], TITLE, INK)
+        _write(draw, MARGIN, label_top + title_height, row.notes, NOTE, FADED)
         for column, (cell, picture, text) in enumerate(zip(row.cells, line, texts, strict=True)):
             x = left + column * (width + GAP)
             # Captions of one line and of three both stand right above their pictures.

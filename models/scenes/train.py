@@ -7,7 +7,9 @@ place, how many of the prompt's objects have yet to begin: counting is the hard 
 and the drawing code knows the answer. That head is dropped from the exported weights.
 
 A run is a function of its arguments. It saves its whole state, so the same command goes on where it was
-stopped; a larger `--pictures` prolongs the constant part.
+stopped; a larger `--pictures` prolongs the constant part, a smaller one begins the fall earlier. `--init`
+starts a new run from exported weights, of which the optimizers' state is not a part; take another
+`--seed` then, for other pictures.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from arkv.checkpoint import read_config
 from arkv.models.scenes.adapter import Scenes, word_ids
 from arkv.models.scenes.codebook import PATCH, Codebook
 from arkv.models.scenes.drawing import Scene, draw, sample_picture, sample_scene
@@ -101,7 +104,7 @@ def optimizers(model: Scenes, extra: nn.Module, arguments: argparse.Namespace) -
 def initialise(model: Scenes) -> None:
     """Normal weights of fan-in scale; what writes to the residual stream starts at zero."""
     for name, weight in model.named_parameters():
-        if name.endswith(("blocks.output.weight", "down.weight")) or ".output.weight" in name:
+        if "blocks." in name and name.endswith(("output.weight", "down.weight")):
             nn.init.zeros_(weight)
         elif "embedding" in name:
             nn.init.normal_(weight, std=0.5)
@@ -148,15 +151,20 @@ def train(arguments: argparse.Namespace) -> None:
     out.mkdir(parents=True, exist_ok=True)
     state_path = out / "state.pt"
     state = torch.load(state_path, weights_only=True) if state_path.exists() else None
-    if state is None:
+    before = 0  # pictures that the weights had learnt from when this run began
+    if state is not None:
+        model = Scenes(Codebook(state["model"]["codes"]))
+        before = state["before"]
+    elif arguments.init is not None:
+        model = Scenes.from_pretrained(arguments.init).train()
+        before = read_config(arguments.init.with_suffix(".json"))["pictures"]
+    else:
         rng = numpy.random.default_rng((arguments.seed, 1 << 40))
         pictures = [sample_picture(str(rng.choice(GROUPS)), rng)[1] for _ in range(6000)]
-        codebook = Codebook.fit(numpy.stack(pictures), seed=arguments.seed)
-    else:
-        codebook = Codebook(state["model"]["codes"])
-    model = Scenes(codebook)
+        model = Scenes(Codebook.fit(numpy.stack(pictures), seed=arguments.seed))
+        initialise(model)
+    codebook = Codebook(model.codes.cpu())
     counter = nn.Linear(model.spec.width, MOST_OBJECTS + 1)
-    initialise(model)
     step, seen_seconds = 0, 0.0
     model.to(arguments.device)
     counter.to(arguments.device)
@@ -176,12 +184,13 @@ def train(arguments: argparse.Namespace) -> None:
             "counter": counter.state_dict(),
             "optimizers": [o.state_dict() for o in optimisers],
             "step": step,
+            "before": before,
             "seconds": seen_seconds,
         }
         torch.save(snapshot, out / "state.partial")
         os.replace(out / "state.partial", state_path)
         facts: dict[str, object] = {
-            "pictures": step * arguments.batch,
+            "pictures": before + step * arguments.batch,
             "seed": arguments.seed,
             "hours": round(seen_seconds / 3600, 2),
             "torch": torch.__version__,
@@ -228,6 +237,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=Path("runs/scenes"), help="folder of the run")
+    parser.add_argument("--init", type=Path, help="exported weights to start from, a safetensors file")
     parser.add_argument("--pictures", type=int, default=600_000, help="pictures to draw and learn")
     parser.add_argument("--batch", type=int, default=24, help="pictures a step")
     parser.add_argument("--rate", type=float, default=3e-3, help="learning rate of AdamW")

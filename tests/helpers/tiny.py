@@ -3,26 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from arkv import CachePlan, CachePolicy
 from arkv.errors import ArkvError, BudgetError
 from arkv.grid import Grid
 from arkv.model import Block, Condition, Model, ModelSpec
 from arkv.models.rope import grid_rotation
 from arkv.models.transformer import Transformer, TransformerConfig
-from arkv.policy import CachePolicy
+from arkv.policies.linear import LineAR
 from arkv.registry import load_class, names
 
 WORDS = 8
 LONGEST = 4
 GRID = Grid(4, 5)
-POLICIES = [entry.name for entry in names("policy")]
 
 Prompt = tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Often(LineAR):
+    """LineAR with evictions every `every` tokens, whether lines end there or not."""
+
+    every: int = 3
+
+    def plan(self, grid: Grid, spec: ModelSpec) -> CachePlan:
+        return replace(super().plan(grid, spec), period=self.every)
+
+
+LOCAL = {"often": Often}
+POLICIES = [*(entry.name for entry in names("policy")), *LOCAL]
 
 
 class Tiny(Model):
@@ -154,7 +168,7 @@ def random_tokens(model: Tiny, pictures: int, seed: int = 0) -> Tensor:
 
 def build(name: str, budget: int, **parameters: Any) -> CachePolicy:
     """A registered policy with this budget, where it takes one."""
-    policy_class = load_class("policy", name)
+    policy_class = LOCAL.get(name) or load_class("policy", name)
     if "budget" in {field.name for field in fields(policy_class)}:
         parameters["budget"] = budget
     return policy_class(**parameters)  # type: ignore[no-any-return]

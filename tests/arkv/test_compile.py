@@ -1,0 +1,72 @@
+"""Eager against compiled, and how many graphs there are."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from tiny import GRID, POLICIES, Tiny, build, legal_budgets
+from torch._dynamo.utils import counters
+
+from arkv import ArkvError, CachePolicy, Decoder
+
+PROMPTS = [(1, 2, 3), (4,)]
+
+
+@pytest.fixture(autouse=True)
+def fresh_graphs() -> Iterator[None]:
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+def policy(name: str, budget: int = 12) -> CachePolicy:
+    """Capacities alike, so that the policies share the graphs that do not depend on them."""
+    return build(name, max(budget, legal_budgets(name, Tiny())[0]))
+
+
+def graphs() -> int:
+    return counters["stats"]["unique_graphs"]
+
+
+def test_compiled_pictures_are_the_eager_ones_and_one_block_serves_all_layers() -> None:
+    """Also: no graph is added after the first line, by another picture, another seed, or more layers."""
+    counted = []
+    for layers in (2, 3):
+        torch._dynamo.reset()
+        counters.clear()
+        model = Tiny(layers=layers)
+        decoder = Decoder(model, policy("linear"), compile="inductor")
+        first = decoder.generate(PROMPTS, seeds=[0, 1], guidance=1.5, temperature=1.5)
+        counted.append(graphs())
+        with torch.compiler.set_stance("fail_on_recompile"):
+            again = decoder.generate(PROMPTS, seeds=[0, 1], guidance=1.5, temperature=1.5)
+            other = decoder.generate([(5, 6), (7, 0, 1)], seeds=[7, 8], guidance=1.5, temperature=1.5)
+        assert graphs() == counted[-1]
+        assert torch.equal(first.tokens, again.tokens)
+        assert not torch.equal(first.tokens, other.tokens)
+        eager = Decoder(model, policy("linear"))
+        assert torch.equal(
+            first.tokens, eager.generate(PROMPTS, seeds=[0, 1], guidance=1.5, temperature=1.5).tokens
+        )
+    assert counted[0] == counted[1]
+    # Block, head, embedding, eviction, observation, drawing; the head once more for the prefill's layout.
+    assert counted[0] <= 7
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_6_compiled_tokens_and_logits_are_the_eager_ones(name: str) -> None:
+    model = Tiny()
+    eager = Decoder(model, policy(name))
+    compiled = Decoder(model, policy(name), compile="inductor")
+    tokens = eager.generate(PROMPTS, guidance=1.5, temperature=1.5).tokens
+    assert torch.equal(compiled.generate(PROMPTS, guidance=1.5, temperature=1.5).tokens, tokens)
+    expected = eager.teacher_force(PROMPTS, tokens, guidance=1.5)
+    forced = compiled.teacher_force(PROMPTS, tokens, guidance=1.5)
+    torch.testing.assert_close(forced.raw, expected.raw, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(forced.guided, expected.guided, atol=1e-4, rtol=1e-4)
+
+
+def test_an_unknown_way_to_compile_is_refused() -> None:
+    with pytest.raises(ArkvError, match=r"compile is 'triton': expected 'none' or 'inductor'"):
+        Decoder(Tiny(), build("full", GRID.tokens), compile="triton")  # type: ignore[arg-type]

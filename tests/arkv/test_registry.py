@@ -1,0 +1,130 @@
+import importlib
+from importlib.metadata import EntryPoint
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import arkv
+from arkv import ArkvError, CachePolicy, load_model, load_policy, registry
+from arkv.errors import UnknownNameError
+from arkv.policies.linear import LineAR
+from arkv.registry import load_class, names
+
+
+def test_the_built_in_ones_are_registered_like_any_other() -> None:
+    assert {"full", "linear", "random", "window"} <= {entry.name for entry in names("policy")}
+    assert "scenes" in {entry.name for entry in names("model")}
+    listed = [entry.name for entry in names("policy")]
+    assert listed == sorted(listed)
+    assert all("arkv" in entry.origin for entry in names("policy") if entry.name == "full")
+
+
+@pytest.mark.parametrize("entry", names("policy"), ids=lambda entry: entry.name)
+def test_whatever_is_registered_loads_and_says_where_it_is_from(entry: registry.Entry) -> None:
+    policy_class = load_class("policy", entry.name)
+    assert issubclass(policy_class, CachePolicy)
+    assert policy_class.source
+    assert policy_class.__doc__
+
+
+def test_parameters_come_by_keyword_or_behind_a_colon() -> None:
+    expected = LineAR(ratio="1/6", anchors=24, recent=48)
+    assert load_policy("linear", ratio="1/6", anchors=24, recent=48) == expected
+    assert load_policy("linear:anchors=24,recent=48,ratio=1/6") == expected
+    assert load_policy("linear: anchors = 24, recent = 48", ratio="1/6") == expected
+    assert load_policy("linear:anchors=1,recent=48", ratio="1/6", anchors=24) == expected
+    assert load_policy("linear:ratio=0.25,anchors=None") == LineAR(ratio=0.25)
+    assert load_policy("linear:,budget=3,") == LineAR(budget=3)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "facts"),
+    [
+        ("linar", {}, ["unknown policy 'linar'", "linear"]),
+        ("qqq", {}, ["unknown policy 'qqq'", "full", "linear", "random", "window"]),
+        ("", {}, ["unknown policy ''"]),
+        ("linear", {"anchor": 3}, ["linear", "'anchor'", "anchors"]),
+        ("linear:zzz=3", {}, ["linear", "'zzz'", "anchors, budget, ratio, recent"]),
+        ("linear", {"anchors": "many"}, ["linear", "anchors", "'many'", "int"]),
+        ("linear", {"anchors": 2.5}, ["anchors", "2.5", "int"]),
+        ("linear", {"anchors": True}, ["anchors", "True", "int"]),
+        ("linear:anchors=1/2", {}, ["anchors", "'1/2'", "int"]),
+        ("window", {"sinks": None}, ["sinks", "None", "int"]),
+        ("window:ratio=True", {}, ["ratio", "True"]),
+        ("full", {"budget": 3}, ["full", "no parameters", "budget"]),
+        ("window:sinks", {}, ["'sinks'", "parameter=value"]),
+        ("window:=4", {}, ["'=4'", "parameter=value"]),
+        ("window:sinks=-1", {"budget": 4}, ["sinks", "-1"]),
+        ("linear:recent=-1", {"budget": 4}, ["recent", "-1"]),
+        ("window:ratio={[]:1}", {}, ["ratio"]),
+    ],
+)
+def test_a_wrong_name_or_parameter_is_explained_in_one_line(
+    name: str, parameters: dict[str, Any], facts: list[str]
+) -> None:
+    with pytest.raises(ArkvError) as caught:
+        policy = load_policy(name, **parameters)
+        policy.plan(arkv.Grid(24, 24), None)  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+    assert all(fact in str(caught.value) for fact in facts)
+
+
+@given(st.text(max_size=30) | st.from_regex(r"[a-z]+=[^\s]{0,12}(,[a-z]+=.{0,5})*", fullmatch=True))
+def test_any_text_behind_the_colon_is_read_or_refused(text: str) -> None:
+    try:
+        policy = load_policy(f"window:{text}")
+    except ArkvError as error:
+        assert len(str(error).splitlines()) == 1
+    else:
+        assert isinstance(policy, CachePolicy)
+
+
+def test_deep_nesting_is_no_way_to_crash_the_parser() -> None:
+    with pytest.raises(ArkvError, match="sinks"):
+        load_policy("window:sinks=" + "(" * 5000)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "facts"),
+    [
+        ({"name": "scene"}, ["unknown model 'scene'", "scenes"]),
+        ({"name": "scenes", "dtype": "float31"}, ["unknown dtype 'float31'", "float32"]),
+        ({"name": "scenes", "dtype": "int64"}, ["unknown dtype 'int64'"]),
+        ({"name": "scenes", "device": "abacus"}, ["unknown device 'abacus'"]),
+    ],
+)
+def test_a_model_that_cannot_be_had_is_explained_in_one_line(
+    arguments: dict[str, Any], facts: list[str]
+) -> None:
+    with pytest.raises(ArkvError) as caught:
+        load_model(**arguments)
+    assert "\n" not in str(caught.value)
+    assert all(fact in str(caught.value) for fact in facts)
+
+
+def test_a_missing_device_is_said_before_weights_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("arkv.models.scenes.adapter.Scenes.from_pretrained", None)
+    with pytest.raises(ArkvError, match=r"'cuda:99'.*no such device.*'cpu'"):
+        load_model("scenes", device="cuda:99")
+
+
+def test_a_plugin_that_fails_to_import_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = EntryPoint("broken", "package_that_is_not_there:Policy", "arkv.policies")
+    monkeypatch.setattr(registry, "entry_points", lambda group: [broken])
+    with pytest.raises(ArkvError, match=r"'broken'.*cannot be imported.*package_that_is_not_there") as caught:
+        load_policy("broken")
+    assert not isinstance(caught.value, UnknownNameError)
+    assert [entry.name for entry in names("policy")] == ["broken"]
+
+
+def test_the_public_names_resolve_to_what_goes_by_them() -> None:
+    # A submodule of the same name would take the place of a function once it is imported.
+    importlib.import_module("arkv.decoder")
+    for name in arkv.__all__:
+        assert getattr(arkv, name).__name__ == name
+    assert set(arkv.__all__) < set(dir(arkv))
+    assert arkv.__version__
+    with pytest.raises(AttributeError, match="nothing"):
+        arkv.nothing  # noqa: B018
