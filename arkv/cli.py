@@ -174,12 +174,12 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--judged",
         type=_count,
-        default=40,
+        default=32,
         metavar="N",
         help="further prompts that are judged and not shown (default: %(default)s)",
     )
     _add_guidance(demo)
-    _add_compute(demo, dtype="bfloat16")
+    _add_compute(demo)
     _add_quiet(demo)
     return parser
 
@@ -208,11 +208,12 @@ def _add_guidance(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_compute(parser: argparse.ArgumentParser, dtype: str | None = None) -> None:
+def _add_compute(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--compile", choices=COMPILE, default="none", help="default: %(default)s")
-    default = dtype or "float32 on the CPU, bfloat16 elsewhere"
     parser.add_argument(
-        "--dtype", choices=DTYPES, default=dtype, help=f"of weights and cache (default: {default})"
+        "--dtype",
+        choices=DTYPES,
+        help="of weights and cache (default: float32 on the CPU, bfloat16 elsewhere)",
     )
     parser.add_argument("--device", default="cpu", help="such as cpu or cuda:0 (default: %(default)s)")
 

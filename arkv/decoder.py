@@ -50,7 +50,7 @@ class Statistics:
     def __str__(self) -> str:
         share = self.kv_bytes / self.full_kv_bytes
         return (
-            f"{self.pictures} pictures, {self.steps} steps in {self.seconds:.2f} s, "
+            f"{self.pictures} picture{'s' * (self.pictures != 1)}, {self.steps} steps in {self.seconds:.2f} s, "
             f"{self.tokens_per_second:,.0f} tokens/s, KV {format_bytes(self.kv_bytes)} "
             f"({share:.0%} of the full cache's {format_bytes(self.full_kv_bytes)})"
         )
@@ -95,9 +95,12 @@ class Decoder:
 
     Raises:
         BudgetError: the policy's parameters do not fit the model's grid.
+        ArkvError: the model has no weights, or there is no such compile mode.
     """
 
     def __init__(self, model: Model, policy: CachePolicy, compile: Compile = "none") -> None:
+        if model.device.type == "meta":
+            raise ArkvError("the model is on the meta device: it has shapes but no weights to decode with")
         self.model, self.policy, self.compile = model.eval(), policy, compile
         self.plan = policy.plan(model.spec.grid, model.spec)
         self._draw = compiled(_guide_and_draw, compile)

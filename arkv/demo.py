@@ -35,7 +35,7 @@ PROMPTS = (
 )
 """What the sheet shows: all five groups of the model's prompts, none of them used in training."""
 
-JUDGED = 40
+JUDGED = 32
 """Further prompts that are judged and not shown: eight pictures are too few to tell policies apart."""
 
 

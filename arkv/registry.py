@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 import types
 import typing
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
@@ -88,6 +88,9 @@ def load_policy(name: str, **parameters: Any) -> CachePolicy:
             hint = hints[parameter]
             wanted = getattr(hint, "__name__", None) if isinstance(hint, type) else str(hint)
             raise ArkvError(f"{name}: {parameter} is {value!r}, expected {wanted}")
+    missing = [f.name for f in fields(policy_class) if f.default is f.default_factory is MISSING]
+    if absent := [parameter for parameter in missing if parameter not in given]:
+        raise ArkvError(f"the policy {name} needs {' and '.join(absent)}: give it as {name}:{absent[0]}=...")
     return policy_class(**given)
 
 

@@ -30,9 +30,7 @@ def test_a_query_over_slots_is_softmax_attention_over_what_is_held(
     assert mass is not None
     for row, head in numpy.ndindex(rows, kv_heads):
         slots = [head * capacity + i for i in range(capacity) if resident[row, head, i]]
-        held = [
-            Entry(s, keys[row, s].double().numpy(), values[row, s].double().numpy()) for s in slots
-        ]
+        held = [Entry(s, keys[row, s].double().numpy(), values[row, s].double().numpy()) for s in slots]
         total = numpy.zeros(len(held))
         for q in range(head * group, (head + 1) * group):
             expected, weights = attend(query[row, q].double().numpy(), held)
@@ -72,7 +70,9 @@ def test_narrow_types_come_back_narrow_with_mass_in_float32(dtype: torch.dtype) 
     torch.testing.assert_close(attended.float(), exact, atol=3e-2, rtol=0)
 
 
-@given(tokens=st.integers(1, 11), kv_heads=st.integers(1, 2), group=st.integers(1, 2), seed=st.integers(0, 99))
+@given(
+    tokens=st.integers(1, 11), kv_heads=st.integers(1, 2), group=st.integers(1, 2), seed=st.integers(0, 99)
+)
 def test_causal_attention_is_softmax_attention_over_the_past(
     tokens: int, kv_heads: int, group: int, seed: int
 ) -> None:

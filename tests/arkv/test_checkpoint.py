@@ -81,7 +81,13 @@ def test_a_configuration_is_a_json_object(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "complaint"),
-    [(b"{", "not JSON"), (b"", "not JSON"), (b"\xff\xfe", "not JSON"), (b"[1]", "not a JSON object"), (None, "read")],
+    [
+        (b"{", "not JSON"),
+        (b"", "not JSON"),
+        (b"\xff\xfe", "not JSON"),
+        (b"[1]", "not a JSON object"),
+        (None, "read"),
+    ],
 )
 def test_a_broken_configuration_is_named(tmp_path: Path, content: bytes | None, complaint: str) -> None:
     path = tmp_path / "net.json"
@@ -104,4 +110,6 @@ def test_no_checkpoint_that_the_package_reads_can_execute_code() -> None:
     for source in sources:
         for call in re.findall(r"torch\.load\([^)]*\)", source.read_text()):
             assert "weights_only=True" in call, source
-        assert not re.search(r"\bpickle\b|\beval\(|\bexec\(", re.sub(r"\.eval\(\)", "", source.read_text())), source
+        assert not re.search(
+            r"\bpickle\b|\beval\(|\bexec\(", re.sub(r"\.eval\(\)", "", source.read_text())
+        ), source

@@ -35,15 +35,15 @@ def decoder(name: str = "linear", model: Tiny | None = None) -> Decoder:
 def test_a_picture_is_the_same_alone_in_any_batch_and_in_any_order(name: str) -> None:
     made = decoder(name).generate(PROMPTS, seeds=[5, 6, 7, 8, 9], **SETTINGS)
     for order in ([0], [1], [3, 1], [4, 3, 2, 1, 0], [2, 2, 2]):
-        again = decoder(name).generate(
-            [PROMPTS[i] for i in order], seeds=[5 + i for i in order], **SETTINGS
-        )
+        again = decoder(name).generate([PROMPTS[i] for i in order], seeds=[5 + i for i in order], **SETTINGS)
         assert torch.equal(again.tokens, made.tokens[order])
 
 
 @few
 @given(
-    st.lists(st.lists(st.integers(0, WORDS - 1), min_size=1, max_size=LONGEST).map(tuple), min_size=1, max_size=7),
+    st.lists(
+        st.lists(st.integers(0, WORDS - 1), min_size=1, max_size=LONGEST).map(tuple), min_size=1, max_size=7
+    ),
     st.integers(1, 8),
     st.sampled_from([1.0, 2.0]),
 )
@@ -75,7 +75,9 @@ def test_a_call_that_was_broken_off_leaves_no_trace() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         used.generate(PROMPTS, on_line=stop, **SETTINGS)
-    assert torch.equal(used.generate(PROMPTS, **SETTINGS).tokens, decoder().generate(PROMPTS, **SETTINGS).tokens)
+    assert torch.equal(
+        used.generate(PROMPTS, **SETTINGS).tokens, decoder().generate(PROMPTS, **SETTINGS).tokens
+    )
 
 
 # Seeds and settings
@@ -92,11 +94,11 @@ def test_seeds_make_pictures() -> None:
 
 
 def test_global_random_numbers_are_neither_used_nor_changed() -> None:
-    made = []
+    used, made = decoder(), []
     for seed in (1, 2):
         torch.manual_seed(seed)
         state = torch.get_rng_state()
-        made.append(decoder().generate(PROMPTS, **SETTINGS).tokens)
+        made.append(used.generate(PROMPTS, **SETTINGS).tokens)
         assert torch.equal(state, torch.get_rng_state())
     assert torch.equal(*made)
 
@@ -105,7 +107,9 @@ def test_global_random_numbers_are_neither_used_nor_changed() -> None:
 def test_temperature_zero_follows_the_likeliest_token(name: str) -> None:
     model = Tiny()
     tokens = decoder(name, model).generate(PROMPTS, guidance=1.5, temperature=0).tokens
-    assert torch.equal(tokens, decoder(name, model).generate(PROMPTS, seeds=[9] * 5, guidance=1.5, temperature=0).tokens)
+    assert torch.equal(
+        tokens, decoder(name, model).generate(PROMPTS, seeds=[9] * 5, guidance=1.5, temperature=0).tokens
+    )
     forced = decoder(name, model).teacher_force(PROMPTS, tokens, guidance=1.5)
     assert torch.equal(forced.guided.argmax(-1), tokens)
     assert torch.equal(tokens, decoder(name, model).generate(PROMPTS, guidance=1.5, top_k=1).tokens)
@@ -306,7 +310,9 @@ def test_the_model_is_put_into_evaluation_mode() -> None:
         ([(1,)], {"batch_size": 1.5}, ["batch_size is 1.5", "whole number"]),
     ],
 )
-def test_bad_input_is_explained_in_one_line(prompts: Any, arguments: dict[str, Any], facts: list[str]) -> None:
+def test_bad_input_is_explained_in_one_line(
+    prompts: Any, arguments: dict[str, Any], facts: list[str]
+) -> None:
     drawn: list[int] = []
     with pytest.raises(ArkvError) as caught:
         decoder().generate(prompts, **arguments, on_line=lambda line, images: drawn.append(line))
@@ -353,7 +359,9 @@ def test_damaged_weights_stop_the_loop_and_name_step_and_layer(
 
     # What it left in the store does not spoil the next picture.
     model.load_state_dict(good)
-    assert torch.equal(used.generate(PROMPTS, **SETTINGS).tokens, decoder(name).generate(PROMPTS, **SETTINGS).tokens)
+    assert torch.equal(
+        used.generate(PROMPTS, **SETTINGS).tokens, decoder(name).generate(PROMPTS, **SETTINGS).tokens
+    )
 
 
 def test_the_step_named_is_the_first_that_went_wrong() -> None:

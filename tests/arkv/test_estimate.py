@@ -19,7 +19,9 @@ PROMPTS = [(1,), (2, 3), (4, 5, 6)]
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", POLICIES)
 @torch.inference_mode()
-def test_bytes_are_those_that_are_allocated(name: str, pictures: int, guided: bool, dtype: torch.dtype) -> None:
+def test_bytes_are_those_that_are_allocated(
+    name: str, pictures: int, guided: bool, dtype: torch.dtype
+) -> None:
     model = Tiny(Grid(3, 4, newline=True), layers=3).to(dtype)
     policy = tight(name, model)
     condition = model.condition(PROMPTS[:pictures], guided)

@@ -73,9 +73,7 @@ def cases(draw: st.DrawFn, name: str, whole: bool = False) -> Case:
     budget = grid.tokens + draw(st.integers(0, 2)) if whole else draw(st.sampled_from(legal))
     pictures = draw(st.lists(prompts, min_size=1, max_size=3))
     tokens = random_tokens(model, len(pictures), seed=draw(st.integers(0, 99)))
-    return Case(
-        model, build(name, budget, **parameters), pictures, tokens, draw(st.sampled_from([1.0, 1.7]))
-    )
+    return Case(model, build(name, budget, **parameters), pictures, tokens, draw(st.sampled_from([1.0, 1.7])))
 
 
 def for_cases(whole: bool = False) -> Any:
@@ -224,9 +222,7 @@ def test_4_a_token_lives_until_the_eviction_after_its_birth(case: Case) -> None:
 @for_cases(whole=True)
 def test_5_a_budget_for_the_whole_picture_gives_the_logits_of_a_causal_pass(case: Case) -> None:
     with torch.no_grad():
-        expected = case.model.causal_logits(
-            case.model.condition(case.prompts, case.guidance != 1), case.rows
-        )
+        expected = case.model.causal_logits(case.model.condition(case.prompts, case.guidance != 1), case.rows)
     forced = Decoder(case.model, case.policy).teacher_force(case.prompts, case.tokens, case.guidance)
     torch.testing.assert_close(forced.raw, expected, atol=1e-4, rtol=1e-4)
 
@@ -288,7 +284,9 @@ def nothing_moves(store: Store) -> Iterator[None]:
 @torch.inference_mode()
 def test_7_the_verbs_are_one_graph_each_and_leave_the_store_in_place(name: str) -> None:
     model = Tiny()
-    case = Case(model, build(name, legal_budgets(name, model)[1]), [(1, 2), (3,)], random_tokens(model, 2), 1.5)
+    case = Case(
+        model, build(name, legal_budgets(name, model)[1]), [(1, 2), (3,)], random_tokens(model, 2), 1.5
+    )
     (loop, condition), (traced, _) = case.loop(), case.loop()
     torch._dynamo.reset()
 
@@ -319,7 +317,9 @@ def test_7_the_verbs_are_one_graph_each_and_leave_the_store_in_place(name: str) 
 @torch.inference_mode()
 def test_7_decoding_leaves_the_store_in_place(name: str) -> None:
     model = Tiny()
-    case = Case(model, build(name, legal_budgets(name, model)[0]), [(1, 2), (3,)], random_tokens(model, 2), 1.5)
+    case = Case(
+        model, build(name, legal_budgets(name, model)[0]), [(1, 2), (3,)], random_tokens(model, 2), 1.5
+    )
     loop, condition = case.loop()
     with nothing_moves(loop.store):
         for _ in range(2):

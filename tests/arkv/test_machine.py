@@ -39,7 +39,9 @@ class Decoding(RuleBasedStateMachine):
     def begin(self, data: st.DataObject) -> None:
         draw = data.draw
         kv_heads, self.group = draw(st.sampled_from([(1, 1), (2, 1), (2, 2), (3, 1)]))
-        self.model = Tiny(draw(st.sampled_from(GRIDS)), draw(st.integers(1, 2)), kv_heads * self.group, kv_heads)
+        self.model = Tiny(
+            draw(st.sampled_from(GRIDS)), draw(st.integers(1, 2)), kv_heads * self.group, kv_heads
+        )
         self.grid = self.model.spec.grid
         self.parameters = {
             "window": {"sinks": 2},
@@ -50,9 +52,7 @@ class Decoding(RuleBasedStateMachine):
         self.policy = build(self.name, budget, **self.parameters)
         plan = self.policy.plan(self.grid, self.model.spec)
         self.rows, self.words = draw(st.integers(1, 3)), draw(st.integers(1, 3))
-        self.store = Store(
-            self.model.spec, plan, self.rows, self.words, self.policy.fields, torch.float32
-        )
+        self.store = Store(self.model.spec, plan, self.rows, self.words, self.policy.fields, torch.float32)
         self.places = list(numpy.ndindex(*self.store.position.shape[:3]))
         self.generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
         self.addresses = [leaf.data_ptr() for leaf in self.leaves()]
@@ -168,7 +168,9 @@ class Decoding(RuleBasedStateMachine):
         for place, held in self.heads.items():
             position = store.position[place].tolist()
             assert len(held) <= store.capacity
-            assert sorted(p for p in position if p >= 0) == sorted(e.position for e in held if e.position != WORD)
+            assert sorted(p for p in position if p >= 0) == sorted(
+                e.position for e in held if e.position != WORD
+            )
             row = place[1]
             assert position.count(CONDITION) == int(self.mask[row].sum())
             assert position.count(PADDING) == int((~self.mask[row]).sum())

@@ -154,9 +154,7 @@ def test_pictures_come_out_whatever_the_scores(value: float) -> None:
     # All scores alike: the newest stay, which is a window without sinks.
     from arkv.policies.window import SlidingWindow
 
-    assert torch.equal(
-        tokens, Decoder(Tiny(), SlidingWindow(budget=6, sinks=0)).generate([(1, 2)]).tokens
-    )
+    assert torch.equal(tokens, Decoder(Tiny(), SlidingWindow(budget=6, sinks=0)).generate([(1, 2)]).tokens)
 
 
 @pytest.mark.parametrize("safe", [3, 8, 30])

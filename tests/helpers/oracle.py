@@ -15,9 +15,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from arkv import CachePolicy
+from arkv.loop import Loop
 from arkv.model import Condition, Model
 
 Vector = NDArray[numpy.float64]
+Held = tuple[dict[int, dict], dict[int, dict]]
 
 WORD = -1
 """Position of a condition token; visual tokens count from 0."""
@@ -180,3 +183,28 @@ def force(model: Model, prompts: list, tokens: Tensor, scale: float, rule: Rule)
             oracle.evict(rule, position)
         logits.append(oracle.advance(rows[:, position], position))
     return torch.stack(logits, dim=1)
+
+
+def watch(model: Model, policy: CachePolicy, prompts: list, tokens: Tensor, scale: float, rule: Rule) -> Held:
+    """What the runtime and the oracle hold after each token, under given tokens.
+
+    Returns:
+        Both as position decoded -> (layer, row, head) -> visual tokens held.
+    """
+    grid = model.spec.grid
+    rows = tokens if scale == 1 else tokens.repeat(2, 1)
+    condition = model.condition(prompts, scale != 1)
+    oracle, loop = Oracle(model, condition), Loop(model, policy, *condition.mask.shape, "none")
+    oracle.prefill()
+    loop.prefill_(condition)
+    got: dict[int, dict] = {}
+    expected: dict[int, dict] = {}
+    for position in range(grid.tokens - 1):
+        if position % grid.line == 0:
+            oracle.evict(rule, position)
+        oracle.advance(rows[:, position], position)
+        loop.advance_(rows[:, position], position)
+        expected[position] = {place: oracle.visual(*place) for place in oracle.heads}
+        held = loop.store.position
+        got[position] = {place: sorted(p for p in held[place].tolist() if p >= 0) for place in oracle.heads}
+    return got, expected

@@ -145,7 +145,8 @@ class Tiny(Model):
     def example_prompts(self, count: int, seed: int) -> list[Any]:
         generator = torch.Generator().manual_seed(seed)
         return [
-            tuple(torch.randint(WORDS, (1 + i % LONGEST,), generator=generator).tolist()) for i in range(count)
+            tuple(torch.randint(WORDS, (1 + i % LONGEST,), generator=generator).tolist())
+            for i in range(count)
         ]
 
     def causal_logits(self, condition: Condition, tokens: Tensor) -> Tensor:
