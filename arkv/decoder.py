@@ -49,8 +49,9 @@ class Statistics:
 
     def __str__(self) -> str:
         share = self.kv_bytes / self.full_kv_bytes
+        pictures = "1 picture" if self.pictures == 1 else f"{self.pictures} pictures"
         return (
-            f"{self.pictures} picture{'s' * (self.pictures != 1)}, {self.steps} steps in {self.seconds:.2f} s, "
+            f"{pictures}, {self.steps} steps in {self.seconds:.2f} s, "
             f"{self.tokens_per_second:,.0f} tokens/s, KV {format_bytes(self.kv_bytes)} "
             f"({share:.0%} of the full cache's {format_bytes(self.full_kv_bytes)})"
         )

@@ -101,8 +101,8 @@ class RankedPolicy(CachePolicy):
         least = min(max(1, self.least_budget(grid)), grid.tokens)
         if budget < least:
             raise BudgetError(
-                f"{type(self).__name__}: a budget of {budget} of {grid.tokens} slots is below the "
-                f"{least} that its protected tokens need; the smallest ratio that does is {least}/{grid.tokens}"
+                f"{type(self).__name__}: a budget of {budget} of {grid.tokens} slots is below the {least} "
+                f"that its protected tokens need; the smallest ratio that does is {least}/{grid.tokens}"
             )
         return CachePlan(budget=budget, period=grid.line)
 

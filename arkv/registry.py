@@ -77,6 +77,12 @@ def load_policy(name: str, **parameters: Any) -> CachePolicy:
     name, _, text = name.partition(":")
     policy_class = load_class("policy", name)
     given = _parse_parameters(text) | parameters
+    _check_parameters(name, policy_class, given)
+    return policy_class(**given)
+
+
+def _check_parameters(name: str, policy_class: type[CachePolicy], given: dict[str, Any]) -> None:
+    """Raise `ArkvError` unless the parameters are those of the policy, of the right types, and enough."""
     hints = get_type_hints(policy_class)
     known = [field.name for field in fields(policy_class)]
     for parameter, value in given.items():
@@ -91,7 +97,6 @@ def load_policy(name: str, **parameters: Any) -> CachePolicy:
     missing = [f.name for f in fields(policy_class) if f.default is f.default_factory is MISSING]
     if absent := [parameter for parameter in missing if parameter not in given]:
         raise ArkvError(f"the policy {name} needs {' and '.join(absent)}: give it as {name}:{absent[0]}=...")
-    return policy_class(**given)
 
 
 def load_model(

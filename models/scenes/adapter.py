@@ -79,6 +79,8 @@ class Scenes(Model):
         self.code_embedding = nn.Embedding(vocabulary, config.width)
         self.transformer = Transformer(config)
         self.output = nn.Linear(config.width, vocabulary, bias=False)
+        self.row_embedding = nn.Embedding(GRID, config.width)
+        self.column_embedding = nn.Embedding(GRID, config.width)
         self.register_buffer("codes", codebook.vectors)
         self.register_buffer("rotation", self._rotation(), persistent=False)
 
@@ -143,8 +145,15 @@ class Scenes(Model):
         return grid_rotation(rows, columns, self.spec.head_dim, ROPE_THETA)[None]
 
     def embed(self, tokens: Tensor, position: Tensor) -> Tensor:
-        """One learned vector a code."""
-        return self.code_embedding(tokens)[:, None]
+        """One learned vector a code, and one each for the row and column of the cell that comes next."""
+        return (self.code_embedding(tokens) + self._next_cell(position))[:, None]
+
+    def _next_cell(self, position: Tensor) -> Tensor:
+        # Rotations say how far apart two cells are; that a line is full is easier told outright.
+        cell = (position + 1).clamp(max=self.spec.grid.tokens - 1)
+        return self.row_embedding(self.spec.grid.row(cell)) + self.column_embedding(
+            self.spec.grid.column(cell)
+        )
 
     def head(self, hidden: Tensor, position: Tensor) -> Tensor:
         """Final norm and one projection; every code may stand everywhere."""
@@ -173,7 +182,9 @@ class Scenes(Model):
         Returns:
             `[rows, N, width]` after the final norm; `output` makes it logits.
         """
-        hidden = torch.cat([self.word_embedding(words), self.code_embedding(tokens[:, :-1])], dim=1)
+        places = torch.arange(tokens.shape[1] - 1, device=tokens.device)
+        codes = self.code_embedding(tokens[:, :-1]) + self._next_cell(places)
+        hidden = torch.cat([self.word_embedding(words), codes], dim=1)
         mask = torch.cat([words != PADDING_ID, torch.ones_like(tokens[:, :-1], dtype=torch.bool)], 1)
         hidden = self.transformer(hidden, self.rotation[:, : hidden.shape[1]], mask)
         return hidden[:, words.shape[1] - 1 :]

@@ -102,9 +102,10 @@ def optimizers(model: Scenes, extra: nn.Module, arguments: argparse.Namespace) -
 
 
 def initialise(model: Scenes) -> None:
-    """Normal weights of fan-in scale; what writes to the residual stream starts at zero."""
+    """Normal weights of fan-in scale; zeros where a block or a place first adds to the residual stream."""
+    places = ("row_embedding.weight", "column_embedding.weight")
     for name, weight in model.named_parameters():
-        if "blocks." in name and name.endswith(("output.weight", "down.weight")):
+        if name in places or ("blocks." in name and name.endswith(("output.weight", "down.weight"))):
             nn.init.zeros_(weight)
         elif "embedding" in name:
             nn.init.normal_(weight, std=0.5)

@@ -150,7 +150,7 @@ class Tiny(Model):
         ]
 
     def causal_logits(self, condition: Condition, tokens: Tensor) -> Tensor:
-        """Logits of every visual token at once, from a causal pass without any cache: `[rows, N, vocabulary]`."""
+        """Logits of every visual token at once, without any cache: `[rows, N, vocabulary]`."""
         length, total = condition.mask.shape[1], self.spec.grid.tokens
         hidden = torch.cat([condition.embeddings, self.codes(tokens[:, :-1])], dim=1)
         mask = torch.cat([condition.mask, torch.ones_like(tokens[:, :-1], dtype=torch.bool)], dim=1)
