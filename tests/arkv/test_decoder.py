@@ -184,7 +184,7 @@ def test_the_full_cache_has_the_logits_of_a_causal_pass(grid: Grid, guidance: fl
         ("linear", {"anchors": 0, "recent": 0}, Linear(8, 0, 0)),
         ("linear", {}, Linear(8, 2, 5)),
     ],
-    ids=["full", "window", "window without sinks", "linear", "linear by attention alone", "linear as it comes"],
+    ids=["full", "window", "window without sinks", "linear", "linear by attention", "linear as it comes"],
 )
 @torch.inference_mode()
 def test_logits_are_those_of_plain_lists(
