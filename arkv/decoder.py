@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from operator import index
 from typing import Any
 
 import torch
@@ -250,7 +251,8 @@ class Decoder:
         """The loop of this batch shape; the last one is kept, with its store and its graphs."""
         rows, length = condition.mask.shape
         loop = self._loop
-        if loop is None or (loop.store.rows, loop.store.condition) != (rows, length):
+        shape = (rows, length, self.model.dtype, self.model.device)  # a model may have been moved
+        if loop is None or loop.shape != shape:
             self._loop = None  # its memory is free before the next store is allocated
             check_memory(self.model, self.policy, pictures, guided, length)
             loop = self._loop = Loop(self.model, self.policy, rows, length, self.compile)
@@ -280,9 +282,9 @@ class Decoder:
         if len(seeds) != count:
             raise ArkvError(f"{len(seeds)} seeds for {count} prompts: give one seed a prompt")
         for seed in seeds:
-            if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+            if isinstance(seed, bool) or not hasattr(seed, "__index__") or not 0 <= seed < 2**63:
                 raise ArkvError(f"seed {seed!r}: expected a whole number from 0 to 2^63 - 1")
-        return seeds
+        return [index(seed) for seed in seeds]
 
 
 def _for_rows(tokens: Tensor, sampling: Sampling) -> Tensor:

@@ -101,7 +101,8 @@ def estimate(
 def available_memory(device: torch.device) -> int | None:
     """Bytes that can still be allocated on a device, or None where nobody can say."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
     if device.type != "cpu":
         return None
     meminfo = Path("/proc/meminfo")

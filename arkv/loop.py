@@ -44,6 +44,7 @@ class Loop:
 
     Attributes:
         store: where keys and values lie.
+        shape: rows, condition tokens, dtype and device that the loop was made for.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Loop:
         self.store = Store(
             spec, policy.plan(spec.grid, spec), rows, condition, policy.fields, model.dtype, model.device
         )
+        self.shape = (rows, condition, model.dtype, model.device)
         self._blocks = list(model.blocks)
         self._steps = torch.arange(spec.grid.tokens, device=model.device)
         self._first_bad = torch.full((spec.layers + 1,), -1, device=model.device)

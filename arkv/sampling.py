@@ -14,6 +14,8 @@ from torch import Tensor
 
 from arkv.errors import ArkvError
 
+LEAST_TEMPERATURE = 1e-6  # below, logits divided by it may overflow
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -23,7 +25,8 @@ class Sampling:
         guidance: scale `s` of classifier-free guidance, `u + s (c - u)` on logits (arXiv 2207.12598).
             At 1 the unconditional rows are left out altogether.
         temperature: divisor of the logits; 0 takes the likeliest token.
-        top_k: draw from this many likeliest tokens only; None from all.
+        top_k: draw from this many likeliest tokens only, and those as likely as the last of them; None
+            from all.
         top_p: draw from the smallest set of tokens with at least this probability (arXiv 1904.09751),
             after `top_k`; None from all.
     """
@@ -44,6 +47,8 @@ class Sampling:
             raise ArkvError(f"guidance is {self.guidance}: expected a finite number, 0 or more")
         if not 0 <= self.temperature < float("inf"):
             raise ArkvError(f"temperature is {self.temperature}: expected a finite number, 0 or more")
+        if 0 < self.temperature < LEAST_TEMPERATURE:
+            raise ArkvError(f"temperature is {self.temperature}: take 0 for the likeliest token")
         if self.top_k is not None and not (isinstance(self.top_k, int) and 1 <= self.top_k <= vocabulary):
             raise ArkvError(f"top_k is {self.top_k}: expected 1 to {vocabulary}, the size of the vocabulary")
         if self.top_p is not None and not 0 < self.top_p <= 1:

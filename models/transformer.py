@@ -44,6 +44,10 @@ class TransformerConfig:
     hidden: int
     norm_eps: float = 1e-6
 
+    def __post_init__(self) -> None:
+        if self.heads % self.kv_heads:
+            raise ValueError(f"{self.kv_heads} key heads do not divide {self.heads} query heads")
+
 
 class RMSNorm(nn.Module):
     """Divide by the root mean square over the last axis, in float32, then scale."""

@@ -34,9 +34,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("wheel")
     source = place / "source"
     for folder in LAYOUT:
-        shutil.copytree(
-            ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__")
-        )
+        shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     build = (
@@ -121,9 +119,7 @@ def test_installed_package_imports(installed: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["policies", "models"])
-def test_folders_are_not_importable_by_themselves(
-    installed: Path, tmp_path: Path, name: str
-) -> None:
+def test_folders_are_not_importable_by_themselves(installed: Path, tmp_path: Path, name: str) -> None:
     code = f"""
 try:
     import {name}

@@ -157,9 +157,7 @@ def legend(y: float) -> list[str]:
         ("middle", "middle, ranked by attention"),
         ("recent", "the line just decoded, protected"),
     ]:
-        parts.append(
-            f'<rect x="{x:g}" y="{y - 11:g}" width="13" height="13" rx="2.5" fill="{FILL[role]}"/>'
-        )
+        parts.append(f'<rect x="{x:g}" y="{y - 11:g}" width="13" height="13" rx="2.5" fill="{FILL[role]}"/>')
         parts.append(text(x + 19, y, words))
         x += 38 + 6.35 * len(words)
     y += 25

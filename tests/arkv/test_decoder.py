@@ -372,3 +372,16 @@ def test_the_step_named_is_the_first_that_went_wrong() -> None:
     model.codes.weight.data[late] = math.nan
     with pytest.raises(NumericalError, match=f"token {tokens.index(late) + 1} of 15, first in layer 0"):
         decoded.generate([(1, 2)], guidance=1, temperature=0)
+
+
+def test_a_model_that_was_moved_to_another_dtype_gets_a_new_store() -> None:
+    model = Tiny()
+    made = decoder("full", model)
+    before = made.generate(PROMPTS[:2]).stats.kv_bytes
+    model.to(torch.float64)
+    assert made.generate(PROMPTS[:2]).stats.kv_bytes == 2 * before
+
+
+def test_numpy_integers_are_seeds() -> None:
+    made = decoder("full").generate(PROMPTS[:2], seeds=numpy.arange(5, 7))
+    assert torch.equal(made.tokens, decoder("full").generate(PROMPTS[:2], seeds=[5, 6]).tokens)
