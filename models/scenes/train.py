@@ -3,8 +3,9 @@
 Every picture is drawn fresh and seen once. Matrices inside the blocks are trained by Muon
 (kellerjordan.github.io/posts/muon), the rest by AdamW; the rate is constant after a short warm-up and
 falls linearly to zero over the last part of the run. Beside the next code the network learns, at every
-place, how many of the prompt's objects have yet to begin: counting is the hard part of these pictures,
-and the drawing code knows the answer. That head is dropped from the exported weights.
+place, how many objects of every kind have yet to begin: to count, and to know which colour belongs to
+which shape, is the hard part of these pictures, and the drawing code knows the answer. That head is
+dropped from the exported weights.
 
 A run is a function of its arguments. It saves its whole state, so the same command goes on where it was
 stopped; a larger `--pictures` prolongs the constant part, a smaller one begins the fall earlier. `--init`
@@ -33,19 +34,20 @@ from arkv.checkpoint import read_config
 from arkv.models.scenes.adapter import Scenes, word_ids
 from arkv.models.scenes.codebook import PATCH, Codebook
 from arkv.models.scenes.drawing import Scene, draw, sample_picture, sample_scene
-from arkv.models.scenes.grammar import GROUPS, encode_prompt, sample_prompt
+from arkv.models.scenes.grammar import COLORS, GROUPS, SHAPES, encode_prompt, sample_prompt
 
 # More of what is hard to learn: numbers and relations.
 GROUP_SHARES = {
-    "single": 0.10,
-    "counting": 0.32,
-    "two_objects": 0.14,
-    "color_attribution": 0.20,
-    "position": 0.24,
+    "single": 0.06,
+    "counting": 0.24,
+    "two_objects": 0.16,
+    "color_attribution": 0.25,
+    "position": 0.29,
 }
 DROPPED_PROMPTS = 0.1  # share of pictures learnt without a prompt, for guidance
 WARMUP_STEPS = 200
-REMAINING_WEIGHT = 0.1  # of the counting loss, beside the mean loss of a code
+REMAINING_WEIGHT = 0.05  # of the loss of what has yet to begin, beside the mean loss of a code
+KINDS = tuple((color, shape) for color in COLORS for shape in SHAPES)
 MOST_OBJECTS = 4
 SAVE_SECONDS = 300
 
@@ -68,8 +70,8 @@ def training_batch(
     """Draw one batch.
 
     Returns:
-        Words int64 `[size, C]`, codes int64 `[size, N]`, and how many objects have yet to begin before
-        each code is drawn, int64 `[size, N]`.
+        Words int64 `[size, C]`, codes int64 `[size, N]`, and how many objects of each of `KINDS` have yet
+        to begin when a code is drawn, int64 `[size, N, kinds]`.
     """
     words, pictures, remaining = [], [], []
     places = numpy.arange(tokens)
@@ -79,8 +81,10 @@ def training_batch(
         dropped = rng.random() < DROPPED_PROMPTS
         words.append(word_ids([] if dropped else encode_prompt(prompt.text)))
         pictures.append(draw(scene))
-        begins = numpy.array(first_cells(scene, line))
-        remaining.append((begins[:, None] >= places).sum(0))
+        counts = numpy.zeros((tokens, len(KINDS)), numpy.int64)
+        for item, begin in zip(scene.objects, first_cells(scene, line), strict=True):
+            counts[:, KINDS.index((item.color, item.shape))] += places <= begin
+        remaining.append(counts)
     codes = codebook.encode(numpy.stack(pictures))
     return torch.tensor(words), codes, torch.from_numpy(numpy.stack(remaining))
 
@@ -115,14 +119,15 @@ def initialise(model: Scenes) -> None:
 
 
 def loss_function(model: Scenes, counter: nn.Linear) -> Callable[..., tuple[Tensor, Tensor]]:
-    """Mean cross-entropy of a code (nats) and of the number of objects that have yet to begin."""
+    """Cross-entropy in nats: mean of a code, and mean of all kinds' numbers yet to begin together."""
 
     def losses(words: Tensor, codes: Tensor, remaining: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(codes.device.type, torch.bfloat16):
             hidden = model(words, codes)
             logits, counts = model.output(hidden), counter(hidden)
         code_loss = F.cross_entropy(logits.flatten(0, 1).float(), codes.flatten())
-        count_loss = F.cross_entropy(counts.flatten(0, 1).float(), remaining.flatten())
+        counts = counts.float().view(-1, MOST_OBJECTS + 1)
+        count_loss = len(KINDS) * F.cross_entropy(counts, remaining.flatten())
         return code_loss, count_loss
 
     return losses
@@ -165,7 +170,7 @@ def train(arguments: argparse.Namespace) -> None:
         model = Scenes(Codebook.fit(numpy.stack(pictures), seed=arguments.seed))
         initialise(model)
     codebook = Codebook(model.codes.cpu())
-    counter = nn.Linear(model.spec.width, MOST_OBJECTS + 1)
+    counter = nn.Linear(model.spec.width, len(KINDS) * (MOST_OBJECTS + 1))
     step, seen_seconds = 0, 0.0
     model.to(arguments.device)
     counter.to(arguments.device)
