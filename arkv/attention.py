@@ -49,7 +49,7 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | N
 
 
 def slot_attention(
-    query: Tensor, keys: Tensor, values: Tensor, resident: Tensor, need_mass: bool
+    query: Tensor, keys: Tensor, values: Tensor, resident: Tensor, needs_mass: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Softmax attention of one query a head over the slots that hold a token, in any order.
 
@@ -58,7 +58,7 @@ def slot_attention(
         keys: `[rows, kv_heads * capacity, head_dim]`, a leaf of the store.
         values: as `keys`.
         resident: bool `[rows, kv_heads, capacity]`; False slots get no weight.
-        need_mass: whether to return what each slot received.
+        needs_mass: whether to return what each slot received.
 
     Returns:
         The attended values `[rows, heads, head_dim]`, in the dtype of `values`, and the attention mass
@@ -71,4 +71,4 @@ def slot_attention(
     scores = (query @ keys.transpose(-1, -2)).float()
     weights = scores.masked_fill(~resident[:, :, None], MASKED).softmax(-1)
     attended = (weights.to(values.dtype) @ values).flatten(1, 2)
-    return attended, weights.sum(2) if need_mass else None
+    return attended, weights.sum(2) if needs_mass else None

@@ -37,21 +37,62 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the name of the program; None for those of the process.
 
     Returns:
-        0, 1 after an error that was told in one line, or 130 after an interrupt.
+        0, 1 after an error that was told in one line or if nobody reads the output any more, or 130 after
+        an interrupt.
 
     Raises:
         SystemExit: after help or version (0), or if the arguments cannot be parsed (2).
     """
-    arguments = _parser().parse_args(argv)
     try:
-        arguments.run(arguments)
+        try:
+            arguments = _parser().parse_args(argv)
+            arguments.run(arguments)
+        finally:
+            _flush()
     except ArkvError as error:
         print(f"arkv: error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("arkv: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        return 1
+    except Exception as error:
+        if not _is_out_of_memory(error):
+            raise
+        print("arkv: error: out of memory; take a smaller --batch-size or a smaller ratio", file=sys.stderr)
+        return 1
     return 0
+
+
+def _flush() -> None:
+    """Write out what was printed while an error can still be told; the interpreter does it at its exit.
+
+    Raises:
+        BrokenPipeError: nobody reads it.
+        ArkvError: it cannot be written.
+    """
+    if sys.stdout is None:
+        return
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        # What is left goes nowhere, or the exit would complain again.
+        with contextlib.suppress(OSError, ValueError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, sys.stdout.fileno())
+            os.close(nowhere)
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise ArkvError(f"cannot write to the standard output: {error.strerror}") from None
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether an exception says so, in one of the ways that Python and torch have; imports no torch."""
+    if isinstance(error, (MemoryError, getattr(sys.modules.get("torch"), "OutOfMemoryError", MemoryError))):
+        return True
+    texts = ("can't allocate memory", "cannot allocate memory", "not enough memory")
+    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in texts)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -98,7 +139,7 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument(
         "--out",
         required=True,
-        type=Path,
+        type=_path,
         help="a name that ends in .png: the picture, or a contact sheet of several; any other: a folder for "
         "one PNG a prompt, 0000.png and so on",
     )
@@ -127,7 +168,7 @@ def _parser() -> argparse.ArgumentParser:
     estimate.add_argument("--batch-size", type=_positive, default=1, help="pictures at a time (default: 1)")
     _add_guidance(estimate)
     estimate.add_argument(
-        "--condition", type=_positive, help="condition tokens of a row (default: the most a prompt can have)"
+        "--condition", type=int, help="condition tokens of a row (default: the most a prompt can have)"
     )
     estimate.add_argument("--dtype", choices=DTYPES, default="float32", help="of weights, keys and values")
 
@@ -159,7 +200,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_guidance(bench)
     _add_compute(bench)
     bench.add_argument(
-        "--json", type=Path, metavar="FILE", help="also write JSON lines, the first with the machine"
+        "--json", type=_path, metavar="FILE", help="also write JSON lines, the first with the machine"
     )
     _add_quiet(bench)
 
@@ -169,7 +210,7 @@ def _parser() -> argparse.ArgumentParser:
         "draw eight prompts with a full cache and two small ones, side by side",
         "arkv demo --out demo.png",
     )
-    demo.add_argument("--out", type=Path, default=Path("demo.png"), help="PNG file (default: %(default)s)")
+    demo.add_argument("--out", type=_path, default=Path("demo.png"), help="PNG file (default: %(default)s)")
     demo.add_argument("--seed", type=int, default=0, help="of the first picture (default: 0)")
     demo.add_argument(
         "--judged",
@@ -286,12 +327,13 @@ def _policies(arguments: argparse.Namespace) -> None:
     for entry in names("policy"):
         try:
             policy_class = load_class("policy", entry.name)
-        except ArkvError as error:
+            source = " ".join(str(policy_class.source).split()) or "-"
+            settable = [field for field in dataclasses.fields(policy_class) if field.init]
+            parameters = ", ".join(map(_default_text, settable)) or "-"
+        except Exception as error:
             # Somebody else's broken package must not hide the others.
-            rows.append((entry.name, entry.origin, str(error), ""))
-            continue
-        parameters = ", ".join(_default_text(field) for field in dataclasses.fields(policy_class))
-        rows.append((entry.name, entry.origin, policy_class.source, parameters or "-"))
+            source, parameters = f"broken: {_told(error)}", "-"
+        rows.append((entry.name, entry.origin, source, parameters))
     print(_table(("policy", "origin", "source", "parameters and defaults"), rows))
     print(
         "\nAs in --policy linear:ratio=1/6,recent=48. Where there is a budget and a ratio, give one of them."
@@ -315,8 +357,8 @@ def _models(arguments: argparse.Namespace) -> None:
             shape = (spec.layers, heads, raster, f"{grid.tokens:,}", f"{spec.vocabulary:,}", parameters)
         except CheckpointError as error:
             about = f"{about} (no weights: {error})"
-        except ArkvError as error:
-            about = str(error)
+        except Exception as error:
+            about = f"broken: {_told(error)}"
         rows.append((entry.name, entry.origin, *shape, about))
     print(_table(header, rows, right={2, 3, 4, 5, 6, 7}))
 
@@ -325,11 +367,20 @@ def _estimate(arguments: argparse.Namespace) -> None:
     policy = _load_policy(arguments)
     from arkv.estimate import estimate, format_bytes, rows_of
     from arkv.registry import load_model, torch_dtype
+    from arkv.sampling import Sampling
 
     # On the meta device a model has shapes and no memory.
     model = load_model(arguments.model, dtype=arguments.dtype, device="meta")
     guidance = model.spec.guidance if arguments.guidance is None else arguments.guidance
-    guided = guidance != 1
+    sampling = Sampling(guidance=guidance)
+    sampling.check(model.spec.vocabulary)
+    longest = model.spec.max_condition
+    if arguments.condition is not None and not 1 <= arguments.condition <= longest:
+        raise ArkvError(
+            f"--condition is {arguments.condition}: expected 1 to {longest}, the most condition tokens that "
+            f"a prompt of {arguments.model} can have"
+        )
+    guided = sampling.guided
     dtype = torch_dtype(arguments.dtype)
     estimated = estimate(model, policy, arguments.batch_size, guided, arguments.condition, dtype)
     rows = [(name, format_bytes(count), f"{count:,}") for name, count in rows_of(estimated).items()]
@@ -438,8 +489,23 @@ def _load_policy(arguments: argparse.Namespace) -> CachePolicy:
 def _policy_text(given: str, policy: CachePolicy) -> str:
     """Name and every parameter that is not None, as `--policy` takes them."""
     values = {field.name: getattr(policy, field.name) for field in dataclasses.fields(policy)}
-    parameters = ",".join(f"{name}={value}" for name, value in values.items() if value is not None)
+    parameters = ",".join(f"{name}={_value_text(v)}" for name, v in values.items() if v is not None)
     return ":".join(filter(None, (given.partition(":")[0], parameters)))
+
+
+def _value_text(value: object) -> str:
+    """A parameter's value such that its commas do not end it."""
+    from arkv.registry import split_commas
+
+    text = str(value)
+    return text if split_commas(text) == [text] else repr(value)
+
+
+def _told(error: Exception) -> str:
+    """An exception in one line; our own speak for themselves."""
+    from arkv.registry import one_line
+
+    return " ".join(str(error).split()) if isinstance(error, ArkvError) else one_line(error)
 
 
 def _default_text(field: dataclasses.Field[Any]) -> str:
@@ -454,6 +520,12 @@ def _summary(documented: object) -> str:
     """First sentence of a docstring, without what stands in parentheses at its end."""
     text = " ".join((documented.__doc__ or "").split("\n\n")[0].split())
     return text.partition(" (")[0].rstrip(".")
+
+
+def _path(text: str) -> Path:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the name is empty")
+    return Path(text)
 
 
 def _positive(text: str) -> int:
@@ -478,7 +550,9 @@ def _sizes(text: str) -> list[int]:
 
 
 def _split(text: str) -> list[str]:
-    parts = [part.strip() for part in text.split(",") if part.strip()]
+    from arkv.registry import split_commas
+
+    parts = [part.strip() for part in split_commas(text) if part.strip()]
     if not parts:
         raise argparse.ArgumentTypeError("the list is empty")
     return parts
@@ -488,7 +562,7 @@ def _split_policies(text: str) -> list[str]:
     """Split a comma list of policies whose own parameters have commas between them, too."""
     policies: list[str] = []
     for part in _split(text):
-        if "=" in part and ":" not in part and policies:
+        if "=" in part and ":" not in part.partition("=")[0] and policies:
             policies[-1] += f",{part}"
         else:
             policies.append(part)

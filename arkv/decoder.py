@@ -15,12 +15,12 @@ from tqdm import tqdm
 
 from arkv.errors import ArkvError
 from arkv.estimate import check_memory, estimate, format_bytes
-from arkv.loop import Compile, Loop, compiled
+from arkv.loop import Compile, Loop, check_mode
 from arkv.model import Condition, Model
 from arkv.policy import CachePolicy
 from arkv.sampling import Sampling, draw, guide, picture_uniforms
 
-OnLine = Callable[[int, list[Image.Image]], None]
+OnLine = Callable[[range, int, list[Image.Image]], None]
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class Statistics:
         pictures: pictures made.
         tokens: visual tokens sampled, all pictures together.
         steps: sequential decoding steps, all batches together.
-        seconds: wall time of prefill and decoding, without drawing the pixels.
+        seconds: wall time of conditioning, prefill and decoding, and of compiling what had to be compiled;
+            drawing the pixels at the end is not in it.
         kv_bytes: keys and values allocated for the largest batch.
         full_kv_bytes: what the full cache would have taken for it.
     """
@@ -95,6 +96,8 @@ class Decoder:
         compile: "none" runs eagerly and starts at once; "inductor" compiles one block for all layers,
             which takes a while at the first picture of every batch size and is faster from then on.
 
+    The model is put into evaluation mode.
+
     Raises:
         BudgetError: the policy's parameters do not fit the model's grid.
         ArkvError: the model has no weights, or there is no such compile mode.
@@ -105,7 +108,7 @@ class Decoder:
             raise ArkvError("the model is on the meta device: it has shapes but no weights to decode with")
         self.model, self.policy, self.compile = model.eval(), policy, compile
         self.plan = policy.plan(model.spec.grid, model.spec)
-        self._draw = compiled(_guide_and_draw, compile)
+        check_mode(compile)
         self._loop: Loop | None = None
 
     @torch.inference_mode()
@@ -124,7 +127,8 @@ class Decoder:
     ) -> Result:
         """Make one picture a prompt.
 
-        A picture depends on its prompt, its seed and the settings, not on what else is in the batch.
+        A picture depends on its prompt, its seed and the settings, not on what else is in the batch: beyond
+        rounding, which now and then moves a token where the dtype is narrow.
 
         Args:
             prompts: what the model is conditioned on: texts, for most.
@@ -135,38 +139,42 @@ class Decoder:
             top_p: draw from the smallest set of tokens with at least this probability.
             batch_size: pictures decoded at a time; None for all at once.
             progress: show a bar.
-            on_line: called after each line with its index and, for each picture of the batch, the lines
-                finished so far as an image.
+            on_line: called after each line with the range of prompts in this batch, the index of the line
+                and, for each of these prompts, the lines finished so far as an image.
 
         Raises:
             ArkvError: a value is out of range; its subclasses `PromptError`, `MemoryLimitError` and
-                `NumericalError` say more.
+                `NumericalError` say more. Numbers are checked at the end of each line.
         """
         prompts, seeds = self._check_prompts(prompts), self._check_seeds(seeds, len(prompts))
         guidance = self.model.spec.guidance if guidance is None else guidance
         sampling = Sampling(guidance, temperature, top_k, top_p)
         sampling.check(self.model.spec.vocabulary)
         size = len(prompts) if batch_size is None else batch_size
-        if not isinstance(size, int) or size < 1:
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise ArkvError(f"batch_size is {size}: expected a whole number, at least 1")
-        # Every prompt is read before the first picture is begun.
-        self.model.condition(prompts, guided=False)
+        self.model.check_prompts(prompts)
         total = self.model.spec.grid.tokens
         tokens, seconds, bytes_held, bytes_full = [], 0.0, 0, 0
         with tqdm(total=len(prompts) * total, unit="token", unit_scale=True, disable=not progress) as bar:
             for start in range(0, len(prompts), size):
-                part = slice(start, start + size)
+                batch = range(start, min(start + size, len(prompts)))
+                rows = list(batch)
+                if start and self.compile != "none":
+                    # A short last batch is filled up: a shape of its own would be compiled anew.
+                    rows += [rows[-1]] * (size - len(rows))
                 begun = time.perf_counter()
-                condition = self.model.condition(prompts[part], sampling.guided)
-                loop = self._loop_for(condition, len(prompts[part]), sampling.guided)
-                tokens.append(self._decode(loop, condition, seeds[part], sampling, bar, on_line).cpu())
+                condition = self.model.condition([prompts[i] for i in rows], sampling.guided)
+                loop = self._loop_for(condition, len(rows), sampling.guided)
+                drawn = self._decode(loop, condition, [seeds[i] for i in rows], sampling, batch, bar, on_line)
+                tokens.append(drawn[: len(batch)].cpu())
                 seconds += time.perf_counter() - begun
-                held = loop.store.kv_bytes
-                if held > bytes_held:
+                if loop.store.kv_bytes > bytes_held:
                     estimated = estimate(
-                        self.model, self.policy, len(prompts[part]), sampling.guided, loop.store.condition
+                        self.model, self.policy, len(rows), sampling.guided, loop.store.condition
                     )
-                    bytes_held, bytes_full = held, estimated.full_kv
+                    bytes_held, bytes_full = loop.store.kv_bytes, estimated.full_kv
+                del loop  # a store of another shape must not be allocated beside this one
         all_tokens = torch.cat(tokens)
         stats = Statistics(
             pictures=len(prompts),
@@ -196,26 +204,34 @@ class Decoder:
         sampling = Sampling(guidance)
         sampling.check(self.model.spec.vocabulary)
         spec = self.model.spec
+        tokens = torch.as_tensor(tokens)
         wanted = (len(prompts), spec.grid.tokens)
         if tuple(tokens.shape) != wanted:
             raise ArkvError(
                 f"tokens have shape {list(tokens.shape)}: expected {list(wanted)}, a picture a prompt"
             )
-        if tokens.is_floating_point() or int(tokens.min()) < 0 or int(tokens.max()) >= spec.vocabulary:
+        if (
+            tokens.is_floating_point()
+            or tokens.dtype == torch.bool
+            or int(tokens.min()) < 0
+            or int(tokens.max()) >= spec.vocabulary
+        ):
             raise ArkvError(f"tokens must be whole numbers from 0 to {spec.vocabulary - 1}")
         condition = self.model.condition(prompts, sampling.guided)
         loop = self._loop_for(condition, len(prompts), sampling.guided)
-        tokens = tokens.to(self.model.device)
+        tokens = tokens.to(self.model.device, torch.long)
         scale = torch.tensor(guidance, dtype=torch.float32, device=self.model.device)
-        raw, guided = [], []
         logits = loop.prefill_(condition)
+        raw = torch.empty(len(logits), spec.grid.tokens, spec.vocabulary)
+        guided = torch.empty(len(prompts), *raw.shape[1:]) if sampling.guided else raw
         for position in range(spec.grid.tokens):
-            raw.append(logits.cpu())
-            guided.append(guide(logits, scale).cpu() if sampling.guided else raw[-1])
+            raw[:, position] = logits
+            if sampling.guided:
+                guided[:, position] = guide(logits, scale)
             if position + 1 < spec.grid.tokens:
                 logits = loop.advance_(_for_rows(tokens[:, position], sampling), position)
         loop.check()
-        return ForcedLogits(torch.stack(raw, 1), torch.stack(guided, 1))
+        return ForcedLogits(raw, guided)
 
     def _decode(
         self,
@@ -223,40 +239,42 @@ class Decoder:
         condition: Condition,
         seeds: Sequence[int],
         sampling: Sampling,
+        batch: range,
         bar: tqdm[Any],
         on_line: OnLine | None,
     ) -> Tensor:
-        """Tokens int64 `[pictures, N]` of one batch."""
+        """Tokens int64 `[pictures, N]` of one batch, of which the prompts of `batch` are the first."""
         grid, device = self.model.spec.grid, self.model.device
         uniforms = picture_uniforms(seeds, grid.tokens).to(device)
         scale = torch.tensor(sampling.guidance, dtype=torch.float32, device=device)
         tokens = torch.zeros(len(seeds), grid.tokens, dtype=torch.long, device=device)
         logits = loop.prefill_(condition)
         for position in range(grid.tokens):
-            drawn = self._draw(logits, uniforms[:, position], scale, sampling)
+            if sampling.guided:
+                logits = guide(logits, scale)
+            drawn = draw(logits, uniforms[:, position], sampling)
             tokens[:, position] = drawn
             if position + 1 < grid.tokens:
                 logits = loop.advance_(_for_rows(drawn, sampling), position)
             if (position + 1) % grid.line == 0:
                 loop.check()
-                bar.update(grid.line * len(seeds))
+                bar.update(grid.line * len(batch))
                 if on_line is not None:
                     line = position // grid.line
-                    images = self._images(tokens)
+                    images = self._images(tokens[: len(batch)])
                     done = [i.crop((0, 0, i.width, i.height * (line + 1) // grid.rows)) for i in images]
-                    on_line(line, done)
+                    on_line(batch, line, done)
         return tokens
 
     def _loop_for(self, condition: Condition, pictures: int, guided: bool) -> Loop:
         """The loop of this batch shape; the last one is kept, with its store and its graphs."""
         rows, length = condition.mask.shape
-        loop = self._loop
         shape = (rows, length, self.model.dtype, self.model.device)  # a model may have been moved
-        if loop is None or loop.shape != shape:
+        if self._loop is None or self._loop.shape != shape:
             self._loop = None  # its memory is free before the next store is allocated
             check_memory(self.model, self.policy, pictures, guided, length)
-            loop = self._loop = Loop(self.model, self.policy, rows, length, self.compile)
-        return loop
+            self._loop = Loop(self.model, self.policy, rows, length, self.compile)
+        return self._loop
 
     def _images(self, tokens: Tensor) -> list[Image.Image]:
         return [Image.fromarray(picture) for picture in self.model.pixels(tokens).numpy()]
@@ -282,15 +300,11 @@ class Decoder:
         if len(seeds) != count:
             raise ArkvError(f"{len(seeds)} seeds for {count} prompts: give one seed a prompt")
         for seed in seeds:
-            if isinstance(seed, bool) or not hasattr(seed, "__index__") or not 0 <= seed < 2**63:
-                raise ArkvError(f"seed {seed!r}: expected a whole number from 0 to 2^63 - 1")
+            if isinstance(seed, bool) or not hasattr(seed, "__index__") or not 0 <= seed < 2**64:
+                raise ArkvError(f"seed {seed!r}: expected a whole number from 0 to 2^64 - 1")
         return [index(seed) for seed in seeds]
 
 
 def _for_rows(tokens: Tensor, sampling: Sampling) -> Tensor:
     """A picture's token for each of its rows."""
     return tokens.repeat(2) if sampling.guided else tokens
-
-
-def _guide_and_draw(logits: Tensor, uniforms: Tensor, scale: Tensor, sampling: Sampling) -> Tensor:
-    return draw(guide(logits, scale) if sampling.guided else logits, uniforms, sampling)

@@ -15,6 +15,15 @@ from arkv.policy import CachePolicy
 
 KEPT_FREE = 0.05  # share of the free memory that a batch leaves alone: allocators and the rest of the program
 
+CGROUP_FILES = (
+    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
+    (
+        Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+        Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ),
+)
+"""Limit and use of memory of this process's container, under both versions of control groups."""
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -108,10 +117,21 @@ def available_memory(device: torch.device) -> int | None:
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():
         fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-        return int(fields["MemAvailable"].split()[0]) * 1024
+        return min([int(fields["MemAvailable"].split()[0]) * 1024, *_container_memory()])
     if "SC_AVPHYS_PAGES" in os.sysconf_names:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return None
+
+
+def _container_memory() -> list[int]:
+    """Bytes that the control group of this process has left, for each limit that it has."""
+    left = []
+    for limit, used in CGROUP_FILES:
+        try:
+            left.append(int(limit.read_text()) - int(used.read_text()))
+        except (OSError, ValueError):  # no such file, or no limit ("max")
+            continue
+    return left
 
 
 def check_memory(model: Model, policy: CachePolicy, pictures: int, guided: bool, condition: int) -> None:

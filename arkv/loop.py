@@ -13,7 +13,7 @@ verbs are compiled once each. Whatever changes from token to token is a tensor.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -61,7 +61,7 @@ class Loop:
         self._first_bad = torch.full((spec.layers + 1,), -1, device=model.device)
         self._step_block = compiled(step_block, compile)
         self._head = compiled(model.head, compile)
-        self._enter = compiled(self._embed_and_claim, compile)
+        self._enter = compiled(enter_, compile)
         self._observe = compiled(policy.observe, compile)
         self._recycle = compiled(recycle_, compile)
 
@@ -98,9 +98,12 @@ class Loop:
         """
         store, policy = self.store, self.policy
         step, period = self._steps[position], store.plan.period
+        if position == 0:
+            check_selection(policy, store, policy.select(store, step))
         if position % period == 0:
             self._slots = self._recycle(policy, store, step)
-        hidden, index, resident = self._enter(tokens, self._slots, self._steps[position % period], step)
+        offset = self._steps[position % period]
+        hidden, index, resident = self._enter(self.model, store, tokens, self._slots, offset, step)
         place = store.condition + position
         rotation = self._rotation[:, place : place + 1]
         sums, masses = [], []
@@ -133,13 +136,6 @@ class Loop:
                 "the weights are damaged, or the dtype is too narrow for them (try float32)"
             )
 
-    def _embed_and_claim(
-        self, tokens: Tensor, slots: Tensor, offset: Tensor, step: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        chosen = slots.index_select(-1, offset[None])[..., 0]
-        index = self.store.claim_(chosen, step)
-        return self.model.embed(tokens, step), index, self.store.resident
-
     def _finish(self, hidden: Tensor, sums: list[Tensor], position: int) -> Tensor:
         step = self._steps[position]
         logits: Tensor = self._head(hidden, step)
@@ -147,6 +143,28 @@ class Loop:
         finite = torch.stack([*sums, logits.amax(-1).sum()]).isfinite()
         self._first_bad.copy_(torch.where(finite | (self._first_bad >= 0), self._first_bad, step))
         return logits
+
+
+def enter_(
+    model: Model, store: Store, tokens: Tensor, slots: Tensor, offset: Tensor, step: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Give a new token its slots and its embedding.
+
+    Args:
+        model: embeds the token.
+        store: positions and statistics are written in place.
+        tokens: int64 `[rows]`.
+        slots: int64 `[layers, rows, kv_heads, period]`, what the last eviction freed.
+        offset: int64 0-d, which of them is next.
+        step: int64 0-d, position of the token.
+
+    Returns:
+        Hidden `[rows, 1, width]`, where to write int64 `[layers, rows * kv_heads]`, and where a token is
+        held, bool `[layers, rows, kv_heads, capacity]`.
+    """
+    chosen = slots.index_select(-1, offset[None])[..., 0]
+    index = store.claim_(chosen, step)
+    return model.embed(tokens, step), index, store.resident
 
 
 def step_block(
@@ -157,7 +175,7 @@ def step_block(
     values: Tensor,
     index: Tensor,
     resident: Tensor,
-    need_mass: bool,
+    needs_mass: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """One block for one token: write its key and value, attend over the slots.
 
@@ -169,7 +187,7 @@ def step_block(
         values: as `keys`.
         index: int64 `[rows * kv_heads]`, the slots to write, from `Store.claim_`.
         resident: bool `[rows, kv_heads, capacity]`, the new token's slot included.
-        need_mass: whether to return the attention mass.
+        needs_mass: whether to return the attention mass.
 
     Returns:
         The next hidden state, its sum (float32 0-d, finite only if all of it is), and the mass float32
@@ -178,7 +196,7 @@ def step_block(
     query, key, value = block.project(hidden, rotation)
     write_(keys, index, key)
     write_(values, index, value)
-    attended, mass = slot_attention(query[:, 0], keys, values, resident, need_mass)
+    attended, mass = slot_attention(query[:, 0], keys, values, resident, needs_mass)
     hidden = block.merge(hidden, attended[:, None])
     return hidden, hidden.float().sum(), mass
 
@@ -190,13 +208,35 @@ def recycle_(policy: CachePolicy, store: Store, step: Tensor) -> Tensor:
     return slots
 
 
+def check_selection(policy: CachePolicy, store: Store, slots: Tensor) -> None:
+    """Raise `ArkvError` unless slots are what `select` owes: right shape, distinct and recyclable."""
+    name = type(policy).__name__
+    shape = [*store.position.shape[:3], store.plan.period]
+    if list(slots.shape) != shape or slots.dtype != torch.long:
+        raise ArkvError(f"{name}.select gave {slots.dtype} {list(slots.shape)}: expected torch.int64 {shape}")
+    ordered = slots.sort(-1).values
+    if int(ordered.min()) < 0 or int(ordered.max()) >= store.capacity:
+        raise ArkvError(f"{name}.select gave a slot outside of 0 to {store.capacity - 1}")
+    if bool((ordered.diff(dim=-1) == 0).any()):
+        raise ArkvError(f"{name}.select gave the same slot of a head twice")
+    if not bool(store.recyclable.gather(-1, slots).all()):
+        raise ArkvError(f"{name}.select gave up a condition slot; only store.recyclable ones may be named")
+
+
+def check_mode(mode: str) -> None:
+    """Raise `ArkvError` for a compile mode that there is not."""
+    if mode not in get_args(Compile):
+        raise ArkvError(f"compile is {mode!r}: expected {' or '.join(map(repr, get_args(Compile)))}")
+
+
 def compiled(function: Function, mode: Compile) -> Function:
-    """The function as the compile mode wants it: itself, or one static graph for every shape."""
+    """The function as the compile mode wants it: itself, or one static graph for every shape.
+
+    Dynamo's limits on the graphs of a function are raised for the whole process where they are lower.
+    """
     if mode == "none":
         return function
-    if mode != "inductor":
-        raise ArkvError(f"compile is {mode!r}: expected 'none' or 'inductor'")
     limits = torch._dynamo.config
     limits.recompile_limit = max(limits.recompile_limit, GRAPHS_PER_FUNCTION)
     limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, 8 * GRAPHS_PER_FUNCTION)
-    return torch.compile(function, fullgraph=True, dynamic=False)  # type: ignore[return-value]
+    return torch.compile(function, fullgraph=True, dynamic=False)

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from arkv.grid import Grid
 
@@ -31,8 +32,8 @@ class ModelSpec:
         grid: raster of the visual tokens.
         max_condition: the most condition tokens a prompt can take.
         guidance: the scale that suits this model's pictures best.
-        width: size of the residual stream.
-        hidden: width of the inside of the MLP.
+        width: size of the residual stream; for estimates of memory only.
+        hidden: width of the inside of the MLP; for estimates of memory only.
     """
 
     name: str
@@ -88,10 +89,30 @@ class Model(nn.Module, ABC):
 
     spec: ModelSpec
 
+    @classmethod
+    @abstractmethod
+    def from_pretrained(cls, *, dtype: torch.dtype, device: torch.device) -> Self:
+        """Load the trained weights; an adapter may take more arguments, such as a path.
+
+        Args:
+            dtype: of the weights, and so of keys and values.
+            device: where to put them. On the meta device shapes are enough: no weight is read.
+
+        Raises:
+            CheckpointError: a file is missing, damaged, or belongs to another model.
+        """
+
     @property
     @abstractmethod
     def blocks(self) -> Sequence[Block]:
         """The transformer blocks in order."""
+
+    def check_prompts(self, prompts: Sequence[Any]) -> None:
+        """Look at every prompt before the first picture is begun; here, nothing is looked at.
+
+        Raises:
+            PromptError: a prompt is not one that the model can take.
+        """
 
     @abstractmethod
     def condition(self, prompts: Sequence[Any], guided: bool) -> Condition:

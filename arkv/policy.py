@@ -35,7 +35,7 @@ class CachePolicy(ABC):
 
     fields: ClassVar[Mapping[str, torch.dtype]] = {}
     needs_mass: ClassVar[bool] = False
-    source: ClassVar[str]
+    source: ClassVar[str] = ""
 
     @abstractmethod
     def plan(self, grid: Grid, spec: ModelSpec) -> CachePlan:
@@ -90,13 +90,16 @@ class RankedPolicy(CachePolicy):
         budget: visual slots a head keeps, `B`. Give this or `ratio`.
         ratio: `B / N` as a number in (0, 1] or a fraction such as "1/6"; the budget is rounded to the
             nearest slot, halves up.
+        period: visual tokens between two evictions, `P`; None for a line. The cache holds up to
+            `budget + period` visual tokens before an eviction.
     """
 
     budget: int | None = None
     ratio: float | str | None = None
+    period: int | None = None
 
     def plan(self, grid: Grid, spec: ModelSpec) -> CachePlan:
-        """The budget in slots, and a line as the period."""
+        """The budget in slots, and the period."""
         budget = resolve_budget(self.budget, self.ratio, grid.tokens)
         least = min(max(1, self.least_budget(grid)), grid.tokens)
         if budget < least:
@@ -104,7 +107,7 @@ class RankedPolicy(CachePolicy):
                 f"{type(self).__name__}: a budget of {budget} of {grid.tokens} slots is below the {least} "
                 f"that its protected tokens need; the smallest ratio that does is {least}/{grid.tokens}"
             )
-        return CachePlan(budget=budget, period=grid.line)
+        return CachePlan(budget=budget, period=grid.line if self.period is None else self.period)
 
     def least_budget(self, grid: Grid) -> int:
         """The protected visual tokens of a head, which every budget has to hold."""
@@ -121,7 +124,7 @@ class RankedPolicy(CachePolicy):
     def select(self, store: Store, step: Tensor) -> Tensor:
         """The free slots, then the unprotected tokens of least score, of equal ones the oldest."""
         # A NaN would sort above everything and make its slot immortal.
-        worth = self.score(store, step).nan_to_num(nan=-RANKED, posinf=RANKED, neginf=-RANKED)
+        worth = self.score(store, step).float().nan_to_num(nan=-RANKED, posinf=RANKED, neginf=-RANKED)
         worth = worth.clamp(-RANKED, RANKED)
         protected = self.protected(store, step)
         if protected is not None:
@@ -158,8 +161,9 @@ def resolve_budget(budget: int | None, ratio: float | str | None, tokens: int) -
         raise BudgetError("give a budget in slots or a ratio such as '1/6', and not both")
     if ratio is not None:
         try:
-            share = Fraction(str(ratio))
-        except (ValueError, ZeroDivisionError):
+            # Fraction alone would write out the digits of 1e-99999999.
+            share = Fraction(ratio) if "/" in str(ratio) else Fraction(str(float(ratio)))
+        except (ValueError, ZeroDivisionError, OverflowError):
             raise BudgetError(
                 f"cannot read the ratio {ratio!r}: expected a number such as 0.25 or '1/4'"
             ) from None

@@ -6,11 +6,12 @@ The built-in ones use the same door as anybody else's package. Listing names imp
 from __future__ import annotations
 
 import ast
+import sys
 import types
 import typing
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from arkv.errors import ArkvError, UnknownNameError
 
@@ -49,18 +50,38 @@ def load_class(kind: Kind, name: str) -> Any:
 
     Raises:
         UnknownNameError: nothing does; the nearest names are suggested.
-        ArkvError: the package that registered it cannot be imported.
+        ArkvError: the package that registered it cannot be imported, or gives something else than a
+            policy or a model.
     """
     points = _points(kind)
     if name not in points:
         raise UnknownNameError(kind, name, points)
     try:
-        return points[name].load()
+        loaded = points[name].load()
     except Exception as error:
         raise ArkvError(
-            f"the {kind} {name!r} of {_origin(points[name])} cannot be imported: "
-            f"{type(error).__name__}: {error}"
+            f"the {kind} {name!r} of {_origin(points[name])} cannot be imported: {one_line(error)}"
         ) from error
+    if kind == "policy":
+        from arkv.policy import CachePolicy
+
+        right = isinstance(loaded, type) and issubclass(loaded, CachePolicy) and is_dataclass(loaded)
+        wanted = "a dataclass that derives from arkv.CachePolicy"
+    else:
+        from arkv.model import Model
+
+        right = isinstance(loaded, type) and issubclass(loaded, Model)
+        wanted = "a class that derives from arkv.Model"
+    if not right:
+        raise ArkvError(
+            f"the {kind} {name!r} of {_origin(points[name])} is {points[name].value}: expected {wanted}"
+        )
+    return loaded
+
+
+def one_line(error: Exception) -> str:
+    """Type and message of somebody else's exception, without line breaks."""
+    return " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
 
 
 def load_policy(name: str, **parameters: Any) -> CachePolicy:
@@ -78,23 +99,26 @@ def load_policy(name: str, **parameters: Any) -> CachePolicy:
     policy_class = load_class("policy", name)
     given = _parse_parameters(text) | parameters
     _check_parameters(name, policy_class, given)
-    return policy_class(**given)
+    try:
+        return policy_class(**given)
+    except ArkvError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise ArkvError(f"{name}: {' '.join(str(error).split()) or type(error).__name__}") from error
 
 
 def _check_parameters(name: str, policy_class: type[CachePolicy], given: dict[str, Any]) -> None:
     """Raise `ArkvError` unless the parameters are those of the policy, of the right types, and enough."""
-    hints = get_type_hints(policy_class)
-    known = [field.name for field in fields(policy_class)]
+    known = {field.name: field for field in fields(policy_class) if field.init}
     for parameter, value in given.items():
         if not known:
             raise ArkvError(f"the policy {name} takes no parameters: leave out {parameter}={value}")
         if parameter not in known:
             raise UnknownNameError(f"parameter of the policy {name}", parameter, known)
-        if not _fits(value, hints[parameter]):
-            hint = hints[parameter]
-            wanted = getattr(hint, "__name__", None) if isinstance(hint, type) else str(hint)
-            raise ArkvError(f"{name}: {parameter} is {value!r}, expected {wanted}")
-    missing = [f.name for f in fields(policy_class) if f.default is f.default_factory is MISSING]
+        hint = _hint(policy_class, known[parameter])
+        if not _fits(value, hint):
+            raise ArkvError(f"{name}: {parameter} is {value!r}, expected {_wanted(hint)}")
+    missing = [f.name for f in known.values() if f.default is f.default_factory is MISSING]
     if absent := [parameter for parameter in missing if parameter not in given]:
         raise ArkvError(f"the policy {name} needs {' and '.join(absent)}: give it as {name}:{absent[0]}=...")
 
@@ -153,7 +177,7 @@ def torch_dtype(dtype: torch.dtype | str) -> torch.dtype:
 def _parse_parameters(text: str) -> dict[str, Any]:
     """`"anchors=24,ratio=1/6"` to a dictionary; what is not a Python literal stays text."""
     parsed = {}
-    for part in filter(None, text.split(",")):
+    for part in filter(None, split_commas(text)):
         name, equals, value = part.partition("=")
         if not equals or not name.strip():
             raise ArkvError(
@@ -166,12 +190,76 @@ def _parse_parameters(text: str) -> dict[str, Any]:
     return parsed
 
 
+def split_commas(text: str) -> list[str]:
+    """The parts between commas, but for commas inside brackets or quotes."""
+    parts, depth, quote = [""], 0, ""
+    for character in text:
+        if character == "," and not depth and not quote:
+            parts.append("")
+            continue
+        parts[-1] += character
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "'\"":
+            quote = character
+        elif character in "([{":
+            depth += 1
+        elif character in ")]}":
+            depth = max(0, depth - 1)
+    return parts
+
+
+def _hint(policy_class: type[CachePolicy], field: Field[Any]) -> Any:
+    """The type of a field, or `Any` if its annotation cannot be evaluated here.
+
+    Each by itself: another one may name something that is only imported for type checkers.
+    """
+    if not isinstance(field.type, str):
+        return field.type
+    # Heirs share the field objects of their bases, so the last that has this one wrote the annotation.
+    lineage = [
+        c for c in policy_class.__mro__ if vars(c).get("__dataclass_fields__", {}).get(field.name) is field
+    ]
+    owner = lineage[-1]
+    try:
+        return eval(field.type, dict(vars(sys.modules[owner.__module__])), dict(vars(owner)))
+    except Exception:
+        return Any
+
+
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value has the type of a dataclass field: a class, or a union of classes."""
-    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
-        return any(_fits(value, part) for part in typing.get_args(hint))
+    """Whether a value has the type of a dataclass field, as far as a class, union or literal can tell."""
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return True
+    if origin is Literal:
+        return any(type(value) is type(part) and value == part for part in parts)
+    if origin is Annotated:
+        return _fits(value, parts[0])
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, part) for part in parts)
+    if hint is None:
+        return value is None
+    hint = origin or hint
+    if hint is object:
+        return True
     if isinstance(value, bool) or hint is bool:
         return isinstance(value, bool) and hint is bool
     if hint is float:
         return isinstance(value, (int, float))
-    return not isinstance(hint, type) or isinstance(value, hint)
+    try:
+        return not isinstance(hint, type) or isinstance(value, hint)
+    except TypeError:  # a protocol, for instance: nobody can say
+        return True
+
+
+def _wanted(hint: Any) -> str:
+    """A type as an error message names it."""
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return f"one of {', '.join(map(repr, parts))}" if len(parts) > 1 else repr(parts[0])
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(map(_wanted, parts))
+    if hint in (None, types.NoneType):
+        return "None"
+    return hint.__name__ if isinstance(hint, type) and origin is None else str(hint)

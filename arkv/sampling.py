@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -42,7 +43,12 @@ class Sampling:
         return self.guidance != 1.0
 
     def check(self, vocabulary: int) -> None:
-        """Raise `ArkvError` for a value out of range."""
+        """Raise `ArkvError` for a value out of range or of the wrong type."""
+        for name in ("guidance", "temperature", "top_k", "top_p"):
+            value = getattr(self, name)
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not number and not (value is None and name.startswith("top")):
+                raise ArkvError(f"{name} is {value!r}: expected a number")
         if not 0 <= self.guidance < float("inf"):
             raise ArkvError(f"guidance is {self.guidance}: expected a finite number, 0 or more")
         if not 0 <= self.temperature < float("inf"):
@@ -57,8 +63,9 @@ class Sampling:
 
 def picture_uniforms(seeds: Sequence[int], tokens: int) -> Tensor:
     """Uniform numbers in [0, 1), float32 `[pictures, tokens]`, each picture's from its own seed."""
-    generator = torch.Generator()
-    return torch.stack([torch.rand(tokens, generator=generator.manual_seed(seed)) for seed in seeds])
+    # torch's CPU generator looks at 32 bits of a seed only.
+    draws = (numpy.random.Generator(numpy.random.Philox(seed)) for seed in seeds)
+    return torch.from_numpy(numpy.stack([d.random(tokens, dtype=numpy.float32) for d in draws]))
 
 
 def guide(logits: Tensor, scale: Tensor) -> Tensor:

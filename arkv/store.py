@@ -18,6 +18,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from arkv.errors import ArkvError, BudgetError
 from arkv.grid import Grid
 from arkv.model import ModelSpec
 
@@ -40,6 +41,11 @@ class CachePlan:
 
     budget: int
     period: int
+
+    def __post_init__(self) -> None:
+        for name, value in (("budget", self.budget), ("period", self.period)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise BudgetError(f"a plan with a {name} of {value!r}: expected a whole number, at least 1")
 
     def visual_slots(self, grid: Grid) -> int:
         """Visual slots to allocate for a head: budget and period, never more than whole periods of tokens."""
@@ -81,6 +87,8 @@ class Store:
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
     ) -> None:
+        if "position" in fields:
+            raise ArkvError("a policy's field may not be called 'position': the store has its own")
         self.grid, self.plan = spec.grid, plan
         self.rows, self.condition = rows, condition
         self.layers, self.kv_heads, self.head_dim = spec.layers, spec.kv_heads, spec.head_dim

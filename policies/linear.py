@@ -29,7 +29,9 @@ class LineAR(RankedPolicy):
     """Condition, anchors and recent lines are safe; the rest is ranked by the last line's attention.
 
     Ranking is done by each head and each guidance row for itself (inferred: the paper gives all heads the
-    same size and says nothing of sharing). Positions are those of birth (inferred).
+    same size and says nothing of sharing). Evictions are a line apart (inferred from its line stages and
+    its memory figures), and positions are those of birth (inferred). A token counts the attention since its
+    birth only, which matters where `recent` is less than a line.
 
     Attributes:
         anchors: first visual tokens that are never given up; they carry the global style (section on

@@ -18,7 +18,8 @@ class SlidingWindow(RankedPolicy):
     """Condition tokens, the first `sinks` visual tokens and a window of the newest.
 
     Keys keep the positions they were born with, while the paper re-indexes them inside the window: a
-    picture's positions are cells of its grid, not distances.
+    picture's positions are cells of its grid, not distances. The paper evicts at every token, which is
+    `period=1`; by default the window grows by a line before it is cut back to the budget.
 
     Attributes:
         sinks: first visual tokens that are never given up. The paper keeps four tokens at the start of

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from arkv.checkpoint import read_config, read_weights_
 from arkv.errors import CheckpointError
@@ -20,8 +22,10 @@ from arkv.models.scenes.grammar import (
     MAX_PROMPT_TOKENS,
     PADDING_ID,
     VOCABULARY_SIZE,
+    all_prompts,
     encode_prompt,
-    sample_prompt,
+    is_held_out,
+    parse_prompt,
 )
 from arkv.models.scenes.judge import judge
 from arkv.models.transformer import Transformer, TransformerConfig
@@ -30,7 +34,7 @@ IMAGE_ID = VOCABULARY_SIZE
 """Id of the condition token that ends every prompt and is all that an unconditional row has."""
 
 ROPE_THETA = 100.0
-"""Base of the rotary frequencies: the grid is 25 wide, so wavelengths from 6 to 600 cells suffice."""
+"""Base of the rotary frequencies: wavelengths from 6 to 470 cells, for coordinates from -10 to 23."""
 
 WEIGHTS = Path(__file__).parent / "weights" / "scenes.safetensors"
 """The checkpoint that the package carries; its model card lies beside it."""
@@ -97,31 +101,50 @@ class Scenes(Model):
             path: a safetensors file written by `arkv.models.scenes.train`, with its JSON file beside it;
                 by default the one in the package.
             dtype: of the weights, and so of keys and values.
-            device: where to put them.
+            device: where to put them. For the meta device the weights are not read.
 
         Raises:
             CheckpointError: a file is missing, damaged, or of another shape.
         """
-        path = Path(path)
+        path, device = Path(path), torch.device(device)
         facts = read_config(path.with_suffix(".json"))
         try:
             config = TransformerConfig(**facts["config"])
-            empty = Codebook(torch.zeros(int(facts["codes"]), PATCH_VALUES))
-            model = cls(empty, config, float(facts["guidance"]))
+            with torch.device("meta"):  # nothing is drawn at random only to be overwritten
+                empty = Codebook(torch.zeros(int(facts["codes"]), PATCH_VALUES))
+                model = cls(empty, config, float(facts["guidance"])).to(dtype)
         except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
             raise CheckpointError(
                 f"{path.with_suffix('.json')} does not describe a scenes model: {error}"
             ) from None
-        read_weights_(model, path)
-        codes, rotation = model.codes, model.rotation
-        model.to(device, dtype)
-        model.codes, model.rotation = codes.to(device), rotation.to(device)  # these stay float32
+        if device.type != "meta":
+            model.to_empty(device=device)
+            read_weights_(model, path)
+            model.rotation = model._rotation().to(device)
         return model.eval()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # Colours and angles keep their precision, whatever dtype the weights are moved to.
+        exact = {"codes": self.codes, "rotation": self.rotation}
+        super()._apply(fn, recurse)
+        for name, value in exact.items():
+            moved = getattr(self, name)
+            setattr(self, name, moved.to(value.dtype) if value.is_meta else value.to(moved.device))
+        return self
 
     @property
     def blocks(self) -> Sequence[Block]:
         """The transformer blocks in order."""
         return self.transformer.blocks  # type: ignore[return-value]
+
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """Parse every prompt.
+
+        Raises:
+            PromptError: a prompt is outside the grammar.
+        """
+        for prompt in prompts:
+            parse_prompt(prompt)
 
     def condition(self, prompts: Sequence[str], guided: bool) -> Condition:
         """One token a word, left-padded to the longest prompt there can be, and the image token.
@@ -164,9 +187,11 @@ class Scenes(Model):
         return torch.from_numpy(Codebook(self.codes.float()).decode(tokens))
 
     def example_prompts(self, count: int, seed: int) -> list[str]:
-        """Prompts kept out of training, the five groups in turn."""
+        """Prompts kept out of training, the five groups in turn; repeated only when a group is used up."""
         rng = numpy.random.default_rng(seed)
-        return [sample_prompt(rng, GROUPS[i % len(GROUPS)], held_out=True).text for i in range(count)]
+        texts = [[text for text in all_prompts(group) if is_held_out(text)] for group in GROUPS]
+        turns = [itertools.cycle(rng.permutation(group).tolist()) for group in texts]
+        return [next(turns[i % len(turns)]) for i in range(count)]
 
     def satisfies(self, prompt: str, picture: Tensor) -> bool:
         """The verdict of the exact judge."""

@@ -28,7 +28,7 @@ PATCH_VALUES: Final = PATCH * PATCH * 3
 CODES: Final = 512
 """The usual number of codes."""
 
-# Patches that k-means looks at; more of them no longer change the codes by much.
+# Patches that k-means looks at, so that its time does not grow with the pictures.
 _FIT_PATCHES: Final = 60_000
 _FIT_ROUNDS: Final = 25
 

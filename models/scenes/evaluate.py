@@ -1,7 +1,8 @@
 """Score `scenes` exactly: `python -m arkv.models.scenes.evaluate --policy linear --ratio 1/6`.
 
 Prompts come from the texts that are kept out of training, a hundred from each group unless told
-otherwise; every picture is judged and the share that shows just what its prompt asks for is printed.
+otherwise. Small groups have fewer such texts than that and repeat them with other seeds. Every
+picture is judged and the share that shows just what its prompt asks for is printed.
 """
 
 from __future__ import annotations
@@ -66,6 +67,8 @@ def main() -> None:
         "interval_95": [round(interval.low, 4), round(interval.high, 4)],
         "groups": {group: round(float(share), 4) for group, share in zip(GROUPS, by_group, strict=True)},
         "prompts": len(prompts),
+        "distinct_texts": len(set(prompts)),
+        "dtype": arguments.dtype,
         "policy": repr(policy),
         "guidance": guidance,
         "temperature": arguments.temperature,

@@ -31,6 +31,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from arkv.checkpoint import read_config
+from arkv.errors import ArkvError, NumericalError
 from arkv.models.scenes.adapter import Scenes, word_ids
 from arkv.models.scenes.codebook import PATCH, Codebook
 from arkv.models.scenes.drawing import Scene, draw, sample_picture, sample_scene
@@ -161,6 +162,11 @@ def train(arguments: argparse.Namespace) -> None:
     if state is not None:
         model = Scenes(Codebook(state["model"]["codes"]))
         before = state["before"]
+        if (state["batch"], state["seed"]) != (arguments.batch, arguments.seed):
+            raise ArkvError(
+                f"{out} holds a run with --batch {state['batch']} --seed {state['seed']}: go on with "
+                "these, or take another --out"
+            )
     elif arguments.init is not None:
         model = Scenes.from_pretrained(arguments.init).train()
         before = read_config(arguments.init.with_suffix(".json"))["pictures"]
@@ -185,12 +191,16 @@ def train(arguments: argparse.Namespace) -> None:
     losses = torch.compile(loss_function(model, counter))
 
     def save() -> None:
+        if not all(p.isfinite().all() for p in model.parameters()):
+            raise NumericalError(f"a weight is NaN or infinite at step {step}; the last good state is kept")
         snapshot = {
             "model": model.state_dict(),
             "counter": counter.state_dict(),
             "optimizers": [o.state_dict() for o in optimisers],
             "step": step,
             "before": before,
+            "batch": arguments.batch,
+            "seed": arguments.seed,
             "seconds": seen_seconds,
         }
         torch.save(snapshot, out / "state.partial")
@@ -226,8 +236,6 @@ def train(arguments: argparse.Namespace) -> None:
             bar.update()
             if step % 20 == 0:
                 row = {"step": step, "code": code_loss.item(), "count": count_loss.item()}
-                if not numpy.isfinite(row["code"]):
-                    raise FloatingPointError(f"the loss is {row['code']} at step {step}")
                 log.write(json.dumps(row) + "\n")
                 log.flush()
                 bar.set_postfix({key: f"{value:.4f}" for key, value in row.items() if key != "step"})

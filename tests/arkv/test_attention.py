@@ -26,7 +26,7 @@ def test_a_query_over_slots_is_softmax_attention_over_what_is_held(
     keys, values = (normal(rows, kv_heads * capacity, 4, seed=seed + i) for i in (1, 2))
     resident = normal(rows, kv_heads, capacity, seed=seed + 3) > 0
     resident[..., -1] = True
-    attended, mass = slot_attention(query, keys, values, resident, need_mass=True)
+    attended, mass = slot_attention(query, keys, values, resident, needs_mass=True)
     assert mass is not None
     for row, head in numpy.ndindex(rows, kv_heads):
         slots = [head * capacity + i for i in range(capacity) if resident[row, head, i]]
@@ -43,16 +43,16 @@ def test_a_query_over_slots_is_softmax_attention_over_what_is_held(
 def test_mass_is_not_computed_for_those_who_do_not_ask() -> None:
     held = torch.ones(1, 1, 3, dtype=torch.bool)
     query, slots = normal(1, 2, 4, seed=0), normal(1, 3, 4, seed=1)
-    attended, mass = slot_attention(query, slots, slots, held, need_mass=False)
+    attended, mass = slot_attention(query, slots, slots, held, needs_mass=False)
     assert mass is None
-    assert torch.equal(attended, slot_attention(query, slots, slots, held, need_mass=True)[0])
+    assert torch.equal(attended, slot_attention(query, slots, slots, held, needs_mass=True)[0])
 
 
 def test_scores_are_exponentiated_without_overflow() -> None:
     query = torch.full((1, 1, 4), 100.0)
     keys = torch.stack([torch.full((4,), 100.0), torch.full((4,), -100.0)])[None]
     held = torch.ones(1, 1, 2, dtype=torch.bool)
-    attended, mass = slot_attention(query, keys, keys, held, need_mass=True)
+    attended, mass = slot_attention(query, keys, keys, held, needs_mass=True)
     assert torch.equal(attended, query)
     assert mass is not None
     assert mass.tolist() == [[[1.0, 0.0]]]
@@ -62,8 +62,8 @@ def test_scores_are_exponentiated_without_overflow() -> None:
 def test_narrow_types_come_back_narrow_with_mass_in_float32(dtype: torch.dtype) -> None:
     held = torch.ones(1, 1, 5, dtype=torch.bool)
     query, slots = normal(1, 2, 4, seed=0), normal(1, 5, 4, seed=1)
-    exact, _ = slot_attention(query, slots, slots, held, need_mass=False)
-    attended, mass = slot_attention(query.to(dtype), slots.to(dtype), slots.to(dtype), held, need_mass=True)
+    exact, _ = slot_attention(query, slots, slots, held, needs_mass=False)
+    attended, mass = slot_attention(query.to(dtype), slots.to(dtype), slots.to(dtype), held, needs_mass=True)
     assert attended.dtype == dtype
     assert mass is not None
     assert mass.dtype == torch.float32

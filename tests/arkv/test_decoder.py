@@ -1,4 +1,6 @@
+import gc
 import math
+import weakref
 from typing import Any
 
 import numpy
@@ -10,10 +12,12 @@ from hypothesis import strategies as st
 from oracle import Linear
 from PIL import Image
 from tiny import GRID, LONGEST, POLICIES, WORDS, Tiny, build, random_tokens, tight
+from torch import Tensor
 
-from arkv import ArkvError, Decoder, Grid
+from arkv import ArkvError, CachePlan, Decoder, Grid, RankedPolicy, Store
 from arkv.errors import NumericalError
 from arkv.estimate import format_bytes
+from arkv.sampling import picture_uniforms
 
 N = GRID.tokens
 PROMPTS = [(1, 2, 3), (4,), (5, 6), (0, 7, 2, 1), (3, 3)]
@@ -69,7 +73,7 @@ def test_a_decoder_can_be_used_again_for_other_batches(name: str) -> None:
 def test_a_call_that_was_broken_off_leaves_no_trace() -> None:
     used = decoder()
 
-    def stop(line: int, images: list[Image.Image]) -> None:
+    def stop(batch: range, line: int, images: list[Image.Image]) -> None:
         if line == 1:
             raise KeyboardInterrupt
 
@@ -121,7 +125,7 @@ def test_tokens_are_those_that_the_forced_logits_and_the_seed_give(name: str) ->
     made = decoder(name).generate(PROMPTS, seeds=[3, 1, 4, 1, 5], guidance=1.7, temperature=1.3, top_k=9)
     logits = decoder(name).teacher_force(PROMPTS, made.tokens, guidance=1.7).guided.double().numpy()
     for picture, seed in enumerate([3, 1, 4, 1, 5]):
-        uniforms = torch.rand(N, generator=torch.Generator().manual_seed(seed))
+        uniforms = picture_uniforms([seed], N)[0]
         for position in range(N):
             row = logits[picture, position] / 1.3
             weights = numpy.exp(row - row.max()) * (row >= numpy.sort(row)[-9])
@@ -235,15 +239,15 @@ def test_images_are_what_the_model_draws() -> None:
 
 @pytest.mark.parametrize("grid", [GRID, Grid(3, 4, newline=True)], ids=str)
 def test_every_line_is_shown_when_it_is_done(grid: Grid) -> None:
-    seen: list[tuple[int, list[Image.Image]]] = []
+    seen: list[tuple[range, int, list[Image.Image]]] = []
     made = decoder(model=Tiny(grid)).generate(
-        PROMPTS[:3], batch_size=2, on_line=lambda line, images: seen.append((line, images))
+        PROMPTS[:3], batch_size=2, on_line=lambda batch, line, images: seen.append((batch, line, images))
     )
-    assert [(line, len(images)) for line, images in seen] == [
-        (line, pictures) for pictures in (2, 1) for line in range(grid.rows)
+    assert [(batch, line, len(images)) for batch, line, images in seen] == [
+        (batch, line, len(batch)) for batch in (range(2), range(2, 3)) for line in range(grid.rows)
     ]
-    for index, (line, images) in enumerate(seen):
-        for image, whole in zip(images, made.images[2 * (index >= grid.rows) :], strict=False):
+    for batch, line, images in seen:
+        for image, whole in zip(images, made.images[batch.start : batch.stop], strict=True):
             assert image.size == (3 * grid.columns, 2 * (line + 1))
             assert image.tobytes() == whole.crop((0, 0, *image.size)).tobytes()
 
@@ -293,8 +297,8 @@ def test_the_model_is_put_into_evaluation_mode() -> None:
         ([(1,)], {"seeds": []}, ["0 seeds for 1 prompts"]),
         ([(1,)], {"seeds": [1, 2]}, ["2 seeds for 1 prompts"]),
         ([(1,)], {"seeds": 1}, ["seeds is 1", "list"]),
-        ([(1,)], {"seeds": [-1]}, ["seed -1", "2^63"]),
-        ([(1,)], {"seeds": [2**63]}, [f"seed {2**63}", "2^63"]),
+        ([(1,)], {"seeds": [-1]}, ["seed -1", "2^64"]),
+        ([(1,)], {"seeds": [2**64]}, [f"seed {2**64}", "2^64"]),
         ([(1,)], {"seeds": [1.0]}, ["seed 1.0", "whole number"]),
         ([(1,)], {"seeds": ["1"]}, ["seed '1'", "whole number"]),
         ([(1,)], {"seeds": [True]}, ["seed True", "whole number"]),
@@ -315,7 +319,7 @@ def test_bad_input_is_explained_in_one_line(
 ) -> None:
     drawn: list[int] = []
     with pytest.raises(ArkvError) as caught:
-        decoder().generate(prompts, **arguments, on_line=lambda line, images: drawn.append(line))
+        decoder().generate(prompts, **arguments, on_line=lambda batch, line, images: drawn.append(line))
     assert isinstance(caught.value, ValueError)
     assert "\n" not in str(caught.value)
     assert all(fact in str(caught.value) for fact in facts)
@@ -326,7 +330,7 @@ def test_a_bad_prompt_is_found_before_the_first_picture_is_begun() -> None:
     drawn: list[int] = []
     with pytest.raises(ArkvError, match="outside the vocabulary"):
         decoder().generate(
-            [(1,), (2,), (WORDS + 1,)], batch_size=1, on_line=lambda line, images: drawn.append(line)
+            [(1,), (2,), (WORDS + 1,)], batch_size=1, on_line=lambda batch, line, images: drawn.append(line)
         )
     assert not drawn
 
@@ -351,7 +355,7 @@ def test_damaged_weights_stop_the_loop_and_name_step_and_layer(
     lines: list[int] = []
     model.get_parameter(weight).data.fill_(value)
     with pytest.raises(NumericalError, match=where) as caught:
-        used.generate(PROMPTS, guidance=1.5, on_line=lambda line, images: lines.append(line))
+        used.generate(PROMPTS, guidance=1.5, on_line=lambda batch, line, images: lines.append(line))
     assert "\n" not in str(caught.value)
     assert not lines
     with pytest.raises(NumericalError, match=where):
@@ -385,3 +389,102 @@ def test_a_model_that_was_moved_to_another_dtype_gets_a_new_store() -> None:
 def test_numpy_integers_are_seeds() -> None:
     made = decoder("full").generate(PROMPTS[:2], seeds=numpy.arange(5, 7))
     assert torch.equal(made.tokens, decoder("full").generate(PROMPTS[:2], seeds=[5, 6]).tokens)
+
+
+# What a policy owes, and what a batch may hold
+
+
+def test_a_store_of_another_shape_is_gone_before_the_next_is_made() -> None:
+    made = decoder("full")
+    gc.collect()
+    gc.disable()  # the store must not wait for the collector of cycles
+    try:
+        made.generate(PROMPTS[:1])
+        first = weakref.ref(made._loop.store.keys[0])
+        made.generate(PROMPTS[:2])
+        assert first() is None
+    finally:
+        gc.enable()
+
+
+def test_a_short_last_batch_is_filled_up_when_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("arkv.loop.compiled", lambda function, mode: function)
+    rows = []
+    made = Decoder(Tiny(), build("full", N), compile="inductor")
+    filled = made.generate(
+        PROMPTS,
+        batch_size=3,
+        on_line=lambda batch, line, images: rows.append((made._loop.store.rows, len(images))),
+    )
+    assert set(rows) == {(6, 3), (6, 2)}
+    assert torch.equal(filled.tokens, decoder("full").generate(PROMPTS, batch_size=3).tokens)
+
+
+def test_seeds_differ_beyond_32_bits() -> None:
+    low, high = (decoder("full").generate(PROMPTS[:1], seeds=[seed]).tokens for seed in (5, 5 + 2**32))
+    assert not torch.equal(low, high)
+
+
+class Careless(RankedPolicy):
+    answer: Any = None
+
+    def score(self, store: Store, step: Tensor) -> Tensor:
+        return store.position.float()
+
+    def select(self, store: Store, step: Tensor) -> Tensor:
+        return self.answer(super().select(store, step))
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (lambda slots: slots[..., 1:], "expected"),
+        (lambda slots: slots.int(), "int64"),
+        (lambda slots: slots * 0 + slots[..., :1], "twice"),
+        (lambda slots: slots + 100, "outside"),
+        (lambda slots: torch.arange(slots.shape[-1]).expand_as(slots), "condition"),
+    ],
+)
+def test_a_policy_that_selects_what_it_may_not_is_stopped(answer: Any, words: str) -> None:
+    policy = type("Careless", (Careless,), {"answer": staticmethod(answer)})(budget=8)
+    with pytest.raises(ArkvError, match=words):
+        Decoder(Tiny(), policy).generate(PROMPTS[:2])
+
+
+@pytest.mark.parametrize("arguments", [(12, 0), (0, 5), (-3, 5), (12.0, 5), (True, 5)])
+def test_a_plan_is_whole_and_positive(arguments: tuple[Any, Any]) -> None:
+    with pytest.raises(ArkvError, match="whole number"):
+        CachePlan(*arguments)
+
+
+def test_a_field_cannot_take_the_place_of_the_positions() -> None:
+    policy = type("Thief", (Careless,), {"fields": {"position": torch.int32}})(budget=8)
+    with pytest.raises(ArkvError, match="position"):
+        Decoder(Tiny(), policy).generate(PROMPTS[:2])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64, torch.int32])
+def test_a_score_of_any_dtype_ranks(dtype: torch.dtype) -> None:
+    def score(self: RankedPolicy, store: Store, step: Tensor) -> Tensor:
+        return store.position.to(dtype)
+
+    policy = type("Narrow", (RankedPolicy,), {"score": score})(budget=8)
+    wide = Decoder(Tiny(), build("window", 8, sinks=0)).generate(PROMPTS[:2])
+    assert torch.equal(Decoder(Tiny(), policy).generate(PROMPTS[:2]).tokens, wide.tokens)
+
+
+@pytest.mark.parametrize("name", ["guidance", "temperature", "top_k", "top_p"])
+@pytest.mark.parametrize("value", ["1", True, [1]])
+def test_settings_of_a_wrong_type_are_refused(name: str, value: Any) -> None:
+    with pytest.raises(ArkvError, match=name):
+        decoder().generate(PROMPTS[:1], **{name: value})
+
+
+def test_tokens_to_force_may_be_of_any_integer_type() -> None:
+    model = Tiny()
+    tokens = random_tokens(model, 2)
+    exact = decoder("full", model).teacher_force(PROMPTS[:2], tokens)
+    for other in (tokens.to(torch.uint8), tokens.to(torch.int16), tokens.tolist()):
+        assert torch.equal(decoder("full", model).teacher_force(PROMPTS[:2], other).raw, exact.raw)
+    with pytest.raises(ArkvError, match="whole numbers"):
+        decoder("full", model).teacher_force(PROMPTS[:2], tokens > 3)

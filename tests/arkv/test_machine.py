@@ -115,7 +115,7 @@ class Decoding(RuleBasedStateMachine):
             write_(store.keys[layer], index[layer], key)
             write_(store.values[layer], index[layer], value)
             attended, mass = slot_attention(
-                query, store.keys[layer], store.values[layer], store.resident[layer], need_mass=True
+                query, store.keys[layer], store.values[layer], store.resident[layer], needs_mass=True
             )
             masses.append(mass)
             for row, head in numpy.ndindex(self.rows, store.kv_heads):

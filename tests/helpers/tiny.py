@@ -104,10 +104,16 @@ class Tiny(Model):
     def blocks(self) -> Sequence[Block]:
         return self.transformer.blocks  # type: ignore[return-value]
 
+    @classmethod
+    def from_pretrained(cls, *, dtype: torch.dtype, device: torch.device) -> Tiny:
+        return cls().to(device, dtype)
+
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        if any(word not in range(WORDS) for prompt in prompts for word in prompt):
+            raise ArkvError("a word is outside the vocabulary")
+
     def condition(self, prompts: Sequence[Prompt], guided: bool) -> Condition:
         texts = [(*prompt, WORDS) for prompt in prompts]
-        if any(word not in range(WORDS + 1) for text in texts for word in text):
-            raise ArkvError("a word is outside the vocabulary")
         if guided:
             texts += [(WORDS,)] * len(prompts)
         length = max(map(len, texts))

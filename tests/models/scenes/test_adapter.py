@@ -136,7 +136,7 @@ def test_pictures_are_the_codebooks(model: Scenes, tokens: torch.Tensor) -> None
 def test_generation_gives_pictures_line_by_line(model: Scenes) -> None:
     heights: list[int] = []
 
-    def on_line(line: int, images: list[Image.Image]) -> None:
+    def on_line(batch: range, line: int, images: list[Image.Image]) -> None:
         heights.extend(image.height for image in images)
 
     made = Decoder(model, load_policy("linear", ratio="1/6")).generate([SHORT], guidance=1, on_line=on_line)
