@@ -93,8 +93,8 @@ class Trial:
 
 def demo_prompts(model: Model, judged: int = JUDGED) -> list[Any]:
     """The prompts to be shown, then so many others that are judged only."""
-    # Drawn without repeats, so no more of them than are shown can be among the shown ones.
-    drawn = model.example_prompts(judged + len(PROMPTS), seed=0)
+    # Enough of them that leaving out the shown ones, even if some come again, leaves so many.
+    drawn = model.example_prompts(2 * judged + len(PROMPTS), seed=0)
     return [*PROMPTS, *[prompt for prompt in drawn if prompt not in PROMPTS][:judged]]
 
 

@@ -13,7 +13,7 @@ verbs are compiled once each. Whatever changes from token to token is a tensor.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor
@@ -239,4 +239,4 @@ def compiled(function: Function, mode: Compile) -> Function:
     limits = torch._dynamo.config
     limits.recompile_limit = max(limits.recompile_limit, GRAPHS_PER_FUNCTION)
     limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, 8 * GRAPHS_PER_FUNCTION)
-    return torch.compile(function, fullgraph=True, dynamic=False)
+    return cast(Function, torch.compile(function, fullgraph=True, dynamic=False))

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
@@ -12,7 +16,7 @@ from PIL import Image
 
 import arkv
 from arkv import registry
-from arkv.cli import main
+from arkv.cli import _split_policies, main
 from arkv.models.scenes.adapter import Scenes
 from arkv.models.scenes.codebook import GRID, PATCH_VALUES, Codebook
 from arkv.models.transformer import TransformerConfig
@@ -266,6 +270,9 @@ def test_interrupt_is_quiet(
         ["generate", "--out", "picture.png"],
         ["generate", "--prompt", "a red circle"],
         ["generate", "--prompt", "a red circle", "--out", "picture.png", "--compile", "magic"],
+        ["generate", "--prompt", "a red circle", "--out", ""],
+        ["demo", "--out", " "],
+        ["bench", "--json", ""],
         ["estimate", "--batch-size", "0"],
         ["bench", "--batch-sizes", "1,none"],
         ["bench", "--ratios", ","],
@@ -338,6 +345,169 @@ def test_estimate_is_what_the_store_takes(
     assert bytes_of("statistics") == store.nbytes - store.kv_bytes
     parts = ("weights", "keys and values", "statistics", "scratch")
     assert bytes_of("total") == sum(map(bytes_of, parts))
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (["--guidance", "nan"], "guidance is nan"),
+        (["--guidance=-1"], "guidance is -1"),
+        (["--condition", "0"], "--condition is 0: expected 1 to "),
+        (["--condition=-5"], "--condition is -5: expected 1 to "),
+        (["--condition", "100000"], "--condition is 100000: expected 1 to "),
+    ],
+)
+def test_estimate_refuses_what_generate_would(
+    flags: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert complaint in arkv_says(capsys, "estimate", *flags, status=1)
+
+
+def test_estimate_of_the_longest_condition_is_the_usual_one(capsys: pytest.CaptureFixture[str]) -> None:
+    longest = arkv.load_model("scenes", device="meta").spec.max_condition
+    usual = arkv_says(capsys, "estimate")
+    assert arkv_says(capsys, "estimate", "--condition", str(longest)) == usual
+    assert arkv_says(capsys, "estimate", "--condition", "1") != usual
+
+
+@pytest.mark.parametrize("broken", [OSError("no\nhub"), AttributeError("source"), ImportError("torch 1")])
+def test_a_broken_plugin_hides_no_other(
+    broken: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Broken(EntryPoint):
+        def load(self) -> None:
+            raise broken
+
+    class Asked(type(Scenes)):  # type: ignore[misc]
+        def __getattribute__(cls, name: str) -> object:
+            if name in ("source", "from_pretrained"):
+                raise broken
+            return super().__getattribute__(name)
+
+    class AskedModel(Scenes, metaclass=Asked):
+        """A model that cannot be built."""
+
+    class AskedPolicy(type(arkv.load_policy("full")), metaclass=Asked):  # type: ignore[misc]
+        """A policy that does not say where it is from."""
+
+    class Lazy(EntryPoint):
+        def load(self) -> object:
+            return AskedModel if self.group == "arkv.models" else AskedPolicy
+
+    real = registry.entry_points
+    monkeypatch.setattr(
+        registry,
+        "entry_points",
+        lambda group: [*real(group=group), Broken("bad", "bad:Bad", group), Lazy("late", "late:Late", group)],
+    )
+    told = " ".join(f"{type(broken).__name__}: {broken}".split())
+    for command, good in (("policies", "linear"), ("models", "scenes")):
+        lines = arkv_says(capsys, command).splitlines()
+        assert any(line.startswith(f"{good} ") and "broken" not in line for line in lines)
+        for name in ("bad", "late"):
+            (line,) = (line for line in lines if line.startswith(f"{name} "))
+            assert "broken: " in line
+            assert told in line
+
+
+def test_a_policy_without_a_source_is_listed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(type(arkv.load_policy("full")), "source", "")
+    (line,) = (line for line in arkv_says(capsys, "policies").splitlines() if line.startswith("full "))
+    assert line.split()[-2:] == ["-", "-"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate"),
+        MemoryError(),
+        RuntimeError(
+            "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+        ),
+        RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes"),
+    ],
+)
+def test_memory_that_runs_out_is_one_line(
+    error: Exception,
+    tiny: Scenes,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(tiny, "pixels", fail)
+    out = tmp_path / "picture.png"
+    complaint = arkv_says(capsys, "generate", *picture_of(PROMPTS[0]), "--out", out, "--quiet", status=1)
+    assert complaint == "arkv: error: out of memory; take a smaller --batch-size or a smaller ratio\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_errors_are_not_taken_for_it(
+    tiny: Scenes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr(tiny, "pixels", fail)
+    with pytest.raises(RuntimeError, match="a fault of ours"):
+        main(["generate", *picture_of(PROMPTS[0]), "--out", str(tmp_path / "picture.png"), "--quiet"])
+
+
+BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+
+
+@pytest.mark.parametrize("command", ["policies", "--help"])
+def test_a_reader_that_leaves_is_no_error(command: str) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "arkv.cli", command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=BUFFERED,
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    assert process.stderr.read() == b""
+    assert process.wait() == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_an_output_that_cannot_be_written_is_one_line() -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "arkv.cli", "--help"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=BUFFERED,
+        )
+    assert done.returncode == 1
+    assert done.stderr.startswith("arkv: error: cannot write to the standard output: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_help_and_its_errors_import_no_torch() -> None:
+    code = (
+        "import sys; from arkv import cli; "
+        "cli._generate = lambda arguments: (_ for _ in ()).throw(MemoryError()); "
+        "assert cli.main(['generate', '--prompt', 'x', '--out', 'x.png']) == 1; "
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "out of memory" in done.stderr
+
+
+def test_bench_splits_policies_outside_brackets_only() -> None:
+    assert _split_policies("full,linear:w={1:2,3:4},recent=3,window") == [
+        "full",
+        "linear:w={1:2,3:4},recent=3",
+        "window",
+    ]
 
 
 def test_bench_prints_a_table_and_writes_json_lines(

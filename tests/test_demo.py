@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from arkv.decoder import Statistics
-from arkv.demo import CONTENDERS, PROMPTS, Trial, draw_sheet
+from arkv.demo import CONTENDERS, PROMPTS, Trial, demo_prompts, draw_sheet
+from arkv.models.scenes.adapter import Scenes
 from arkv.models.scenes.grammar import GROUPS, is_held_out, parse_prompt
 from arkv.sheet import (
     BAD,
@@ -43,6 +44,16 @@ def test_prompts_cover_every_group_and_were_not_trained_on() -> None:
     assert len(set(PROMPTS)) == 8
     assert {parse_prompt(prompt).group for prompt in PROMPTS} == set(GROUPS)
     assert all(map(is_held_out, PROMPTS))
+
+
+@pytest.mark.parametrize("judged", [0, 1, 32, 200])
+def test_no_shown_prompt_is_judged_again(judged: int) -> None:
+    model = Scenes.from_pretrained(device="meta")
+    assert set(model.example_prompts(200, seed=0)) & set(PROMPTS), "or this test shows nothing"
+    prompts = demo_prompts(model, judged)
+    assert prompts[:8] == list(PROMPTS)
+    assert len(prompts) == 8 + judged
+    assert not set(prompts[8:]) & set(PROMPTS)
 
 
 def test_score_counts_what_is_right() -> None:

@@ -126,7 +126,7 @@ class Scenes(Model):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # Colours and angles keep their precision, whatever dtype the weights are moved to.
         exact = {"codes": self.codes, "rotation": self.rotation}
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, value in exact.items():
             moved = getattr(self, name)
             setattr(self, name, moved.to(value.dtype) if value.is_meta else value.to(moved.device))

@@ -1,6 +1,9 @@
+from __future__ import annotations
+
 import importlib
+from dataclasses import dataclass
 from importlib.metadata import EntryPoint
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 from hypothesis import given
@@ -10,8 +13,12 @@ from tiny import Tiny
 import arkv
 from arkv import ArkvError, CachePolicy, load_model, load_policy, registry
 from arkv.errors import UnknownNameError
+from arkv.policies.full import FullCache
 from arkv.policies.linear import LineAR
-from arkv.registry import load_class, names
+from arkv.registry import load_class, names, split_commas
+
+if TYPE_CHECKING:
+    from package_for_type_checkers_only import Strange
 
 
 def test_the_built_in_ones_are_registered_like_any_other() -> None:
@@ -47,7 +54,7 @@ def test_parameters_come_by_keyword_or_behind_a_colon() -> None:
         ("qqq", {}, ["unknown policy 'qqq'", "full", "linear", "random", "window"]),
         ("", {}, ["unknown policy ''"]),
         ("linear", {"anchor": 3}, ["linear", "'anchor'", "anchors"]),
-        ("linear:zzz=3", {}, ["linear", "'zzz'", "anchors, budget, ratio, recent"]),
+        ("linear:zzz=3", {}, ["linear", "'zzz'", "anchors, budget, period, ratio, recent"]),
         ("linear", {"anchors": "many"}, ["linear", "anchors", "'many'", "int"]),
         ("linear", {"anchors": 2.5}, ["anchors", "2.5", "int"]),
         ("linear", {"anchors": True}, ["anchors", "True", "int"]),
@@ -116,6 +123,121 @@ def test_a_plugin_that_fails_to_import_is_named(monkeypatch: pytest.MonkeyPatch)
         load_policy("broken")
     assert not isinstance(caught.value, UnknownNameError)
     assert [entry.name for entry in names("policy")] == ["broken"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plugin(FullCache):
+    """A policy as somebody else might write it."""
+
+    strange: Strange | None = None
+    mode: Literal["mean", "max"] | None = None
+    w: tuple[int, int] = (1, 1)
+    names: list[str] | None = None
+    anything: Any = None
+    recent: int = 3
+
+    def __post_init__(self) -> None:
+        if self.recent > 10:
+            raise ValueError("recent is\ntoo large")
+        if self.recent < 0:
+            raise TypeError("recent is below 0")
+        if self.recent == 10:
+            raise arkv.ArkvError("never ten")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heir(Plugin):
+    """Inherits annotations."""
+
+    strange_too: Strange | None = None
+
+
+class Bare:
+    """Neither policy nor model."""
+
+
+not_a_class = Plugin()
+
+
+@pytest.fixture
+def plugged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The names above, registered as policies and as models."""
+    module = importlib.import_module(__name__)
+
+    class Point(EntryPoint):
+        def load(self) -> Any:
+            return getattr(module, self.attr)
+
+    everything = ("Plugin", "Heir", "Bare", "not_a_class", "Tiny", "test_version_text")
+    points = [Point(name.lower(), f"somewhere:{name}", "any") for name in everything]
+    monkeypatch.setattr(registry, "entry_points", lambda group: points)
+
+
+def test_version_text() -> None:
+    assert isinstance(arkv.__version__, str)
+
+
+@pytest.mark.usefixtures("plugged")
+@pytest.mark.parametrize("name", ["plugin", "heir"])
+def test_only_the_types_of_given_parameters_are_looked_at(name: str) -> None:
+    assert load_policy(name).recent == 3
+    assert load_policy(name, recent=4).recent == 4
+    assert load_policy(f"{name}:strange=7,anything=True").strange == 7
+    assert load_policy(f"{name}:w=(1,2),recent=5,mode='max',names=['a,b','c']") == type(load_policy(name))(
+        w=(1, 2), recent=5, mode="max", names=["a,b", "c"]
+    )
+    assert load_policy(f"{name}:mode=mean").mode == "mean"
+    assert load_policy(f"{name}:mode=None").mode is None
+
+
+@pytest.mark.usefixtures("plugged")
+@pytest.mark.parametrize(
+    ("name", "complaint"),
+    [
+        ("plugin:mode=median", "plugin: mode is 'median', expected one of 'mean', 'max' or None"),
+        ("plugin:mode=1", "plugin: mode is 1, expected one of 'mean', 'max' or None"),
+        ("plugin:w=3", "plugin: w is 3, expected tuple[int, int]"),
+        ("plugin:w=[1,2]", "plugin: w is [1, 2], expected tuple[int, int]"),
+        ("heir:recent=few", "heir: recent is 'few', expected int"),
+        ("plugin:recent=11", "plugin: recent is too large"),
+        ("plugin:recent=-1", "plugin: recent is below 0"),
+        ("plugin:recent=10", "never ten"),
+    ],
+)
+def test_what_a_plugin_refuses_is_one_line(name: str, complaint: str) -> None:
+    with pytest.raises(ArkvError) as caught:
+        load_policy(name)
+    assert str(caught.value) == complaint
+
+
+@pytest.mark.usefixtures("plugged")
+@pytest.mark.parametrize("name", ["bare", "not_a_class", "tiny", "test_version_text"])
+def test_what_is_no_policy_is_refused_by_name(name: str) -> None:
+    with pytest.raises(ArkvError, match=rf"policy '{name}' of unknown is somewhere:.*dataclass.*CachePolicy"):
+        load_policy(name)
+
+
+@pytest.mark.usefixtures("plugged")
+@pytest.mark.parametrize("name", ["bare", "not_a_class", "plugin", "test_version_text"])
+def test_what_is_no_model_is_refused_by_name(name: str) -> None:
+    with pytest.raises(ArkvError, match=rf"model '{name}' of unknown is somewhere:.*arkv.Model"):
+        load_model(name)
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("", [""]),
+        ("a,b", ["a", "b"]),
+        ("w=(1,2),recent=3", ["w=(1,2)", "recent=3"]),
+        ("w=[(1,2),{3:4,5:6}],b", ["w=[(1,2),{3:4,5:6}]", "b"]),
+        ("t='a,b',u=\"c,')\",v", ["t='a,b'", 'u="c,\')"', "v"]),
+        ("a),b", ["a)", "b"]),
+        ("a(,b", ["a(,b"]),
+    ],
+)
+def test_commas_count_outside_brackets_and_quotes_only(text: str, parts: list[str]) -> None:
+    assert split_commas(text) == parts
 
 
 def test_the_public_names_resolve_to_what_goes_by_them() -> None:
