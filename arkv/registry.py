@@ -6,12 +6,11 @@ The built-in ones use the same door as anybody else's package. Listing names imp
 from __future__ import annotations
 
 import ast
-import sys
 import types
 import typing
-from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 from arkv.errors import ArkvError, UnknownNameError
 
@@ -110,12 +109,13 @@ def load_policy(name: str, **parameters: Any) -> CachePolicy:
 def _check_parameters(name: str, policy_class: type[CachePolicy], given: dict[str, Any]) -> None:
     """Raise `ArkvError` unless the parameters are those of the policy, of the right types, and enough."""
     known = {field.name: field for field in fields(policy_class) if field.init}
+    hints = _hints(policy_class)
     for parameter, value in given.items():
         if not known:
             raise ArkvError(f"the policy {name} takes no parameters: leave out {parameter}={value}")
         if parameter not in known:
             raise UnknownNameError(f"parameter of the policy {name}", parameter, known)
-        hint = _hint(policy_class, known[parameter])
+        hint = hints.get(parameter, Any)
         if not _fits(value, hint):
             raise ArkvError(f"{name}: {parameter} is {value!r}, expected {_wanted(hint)}")
     missing = [f.name for f in known.values() if f.default is f.default_factory is MISSING]
@@ -209,22 +209,12 @@ def split_commas(text: str) -> list[str]:
     return parts
 
 
-def _hint(policy_class: type[CachePolicy], field: Field[Any]) -> Any:
-    """The type of a field, or `Any` if its annotation cannot be evaluated here.
-
-    Each by itself: another one may name something that is only imported for type checkers.
-    """
-    if not isinstance(field.type, str):
-        return field.type
-    # Heirs share the field objects of their bases, so the last that has this one wrote the annotation.
-    lineage = [
-        c for c in policy_class.__mro__ if vars(c).get("__dataclass_fields__", {}).get(field.name) is field
-    ]
-    owner = lineage[-1]
+def _hints(policy_class: type[CachePolicy]) -> dict[str, Any]:
+    """The types of the fields; none at all where one names something imported for type checkers only."""
     try:
-        return eval(field.type, dict(vars(sys.modules[owner.__module__])), dict(vars(owner)))
-    except Exception:
-        return Any
+        return get_type_hints(policy_class)
+    except NameError:
+        return {}
 
 
 def _fits(value: Any, hint: Any) -> bool:
