@@ -35,33 +35,31 @@ class LineAR(RankedPolicy):
 
     Attributes:
         anchors: first visual tokens that are never given up; they carry the global style (section on
-            observations; the number is inferred). None: half a line.
-        recent: newest tokens that are never given up (stated as "recent lines"; the number is inferred).
-            None: one line. The line that is being decoded comes on top of it.
+            observations; the number is inferred: the handful that attention sinks take).
+        recent: newest tokens that are never given up (stated as "recent lines"; the number is inferred: two
+            lines, as in HeadKV, arXiv 2605.20600, which builds on it). None: two lines. The line that is
+            being decoded comes on top of them.
     """
 
     fields: ClassVar[Mapping[str, torch.dtype]] = {"score": torch.float32}
     needs_mass: ClassVar[bool] = True
     source: ClassVar[str] = "LineAR, arXiv 2512.04857"
 
-    anchors: int | None = None
+    anchors: int = 4
     recent: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("anchors", "recent"):
-            value = getattr(self, name)
+        for name, value in (("anchors", self.anchors), ("recent", self.recent)):
             if value is not None and value < 0:
                 raise BudgetError(f"{name} is {value}: expected 0 or more visual tokens")
 
-    def sizes(self, grid: Grid) -> tuple[int, int]:
-        """Anchors and recent tokens on this grid."""
-        anchors = grid.line // 2 if self.anchors is None else self.anchors
-        recent = grid.line if self.recent is None else self.recent
-        return anchors, recent
+    def recent_tokens(self, grid: Grid) -> int:
+        """Tokens of the recent lines on this grid."""
+        return 2 * grid.line if self.recent is None else self.recent
 
     def least_budget(self, grid: Grid) -> int:
         """Anchors and recent tokens."""
-        return sum(self.sizes(grid))
+        return self.anchors + self.recent_tokens(grid)
 
     def observe(self, store: Store, mass: Tensor, step: Tensor) -> None:
         """Sum up what this line looks at, as softmax attention over all residents (inferred)."""
@@ -69,8 +67,8 @@ class LineAR(RankedPolicy):
 
     def protected(self, store: Store, step: Tensor) -> Tensor:
         """Anchors and recent lines."""
-        anchors, recent = self.sizes(store.grid)
-        return (store.position < anchors) | (store.position >= step - recent)
+        newest = store.position >= step - self.recent_tokens(store.grid)
+        return (store.position < self.anchors) | newest
 
     def score(self, store: Store, step: Tensor) -> Tensor:
         """The attention that the last line paid to each token."""

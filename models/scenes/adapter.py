@@ -62,7 +62,7 @@ class Scenes(Model):
         self,
         codebook: Codebook,
         config: TransformerConfig = DEFAULT_CONFIG,
-        guidance: float = 1.4,
+        guidance: float = 1.2,
     ) -> None:
         super().__init__()
         vocabulary = len(codebook.vectors)

@@ -36,6 +36,7 @@ from arkv.models.scenes.adapter import Scenes, word_ids
 from arkv.models.scenes.codebook import PATCH, Codebook
 from arkv.models.scenes.drawing import Scene, draw, sample_picture, sample_scene
 from arkv.models.scenes.grammar import COLORS, GROUPS, SHAPES, encode_prompt, sample_prompt
+from arkv.models.transformer import TransformerConfig
 
 # More of what is hard to learn: numbers and relations.
 GROUP_SHARES = {
@@ -158,9 +159,10 @@ def train(arguments: argparse.Namespace) -> None:
     out.mkdir(parents=True, exist_ok=True)
     state_path = out / "state.pt"
     state = torch.load(state_path, weights_only=True) if state_path.exists() else None
-    before = 0  # pictures that the weights had learnt from when this run began
+    # What the weights had learnt from when this run began.
+    before: dict[str, float] = {"pictures": 0, "hours": 0.0}
     if state is not None:
-        model = Scenes(Codebook(state["model"]["codes"]))
+        model = Scenes(Codebook(state["model"]["codes"]), TransformerConfig(**state["config"]))
         before = state["before"]
         if (state["batch"], state["seed"]) != (arguments.batch, arguments.seed):
             raise ArkvError(
@@ -169,7 +171,8 @@ def train(arguments: argparse.Namespace) -> None:
             )
     elif arguments.init is not None:
         model = Scenes.from_pretrained(arguments.init).train()
-        before = read_config(arguments.init.with_suffix(".json"))["pictures"]
+        facts_of_init = read_config(arguments.init.with_suffix(".json"))
+        before = {name: facts_of_init[name] for name in before}
     else:
         rng = numpy.random.default_rng((arguments.seed, 1 << 40))
         pictures = [sample_picture(str(rng.choice(GROUPS)), rng)[1] for _ in range(6000)]
@@ -198,6 +201,7 @@ def train(arguments: argparse.Namespace) -> None:
             "counter": counter.state_dict(),
             "optimizers": [o.state_dict() for o in optimisers],
             "step": step,
+            "config": asdict(model.transformer.config),
             "before": before,
             "batch": arguments.batch,
             "seed": arguments.seed,
@@ -206,9 +210,9 @@ def train(arguments: argparse.Namespace) -> None:
         torch.save(snapshot, out / "state.partial")
         os.replace(out / "state.partial", state_path)
         facts: dict[str, object] = {
-            "pictures": before + step * arguments.batch,
+            "pictures": before["pictures"] + step * arguments.batch,
             "seed": arguments.seed,
-            "hours": round(seen_seconds / 3600, 2),
+            "hours": round(before["hours"] + seen_seconds / 3600, 2),
             "torch": torch.__version__,
         }
         export(model, out / "scenes.safetensors", facts)

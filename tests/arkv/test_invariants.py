@@ -25,9 +25,7 @@ few = settings(max_examples=max(1, settings().max_examples // 4))
 # Parameters worth varying, of the policies that have any.
 PARAMETERS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "window": st.fixed_dictionaries({"sinks": st.integers(0, 4)}),
-    "linear": st.fixed_dictionaries(
-        {"anchors": st.none() | st.integers(0, 4), "recent": st.none() | st.integers(0, 6)}
-    ),
+    "linear": st.fixed_dictionaries({"anchors": st.integers(0, 4), "recent": st.none() | st.integers(0, 6)}),
     "often": st.fixed_dictionaries(
         {"anchors": st.integers(0, 4), "recent": st.integers(0, 6), "every": st.integers(1, 9)}
     ),

@@ -92,9 +92,9 @@ def test_heads_and_rows_choose_for_themselves() -> None:
         assert (store.position[layer, row, head] >= 0).nonzero()[:, 0].sub(1).tolist() == best.tolist()
 
 
-def test_half_a_line_of_anchors_and_one_recent_line_unless_given() -> None:
-    assert LineAR(budget=8).sizes(Grid(24, 24)) == (12, 24)
-    assert LineAR(budget=8).sizes(Grid(48, 48, newline=True)) == (24, 49)
+def test_four_anchors_and_two_recent_lines_unless_given() -> None:
+    assert LineAR(budget=8).least_budget(Grid(24, 24)) == 4 + 48
+    assert LineAR(budget=8).least_budget(Grid(48, 48, newline=True)) == 4 + 98
     assert LineAR(budget=8, anchors=0, recent=7).sizes(Grid(24, 24)) == (0, 7)
 
 
