@@ -66,7 +66,7 @@ def test_generate_writes_a_picture_and_how_it_was_made(
     assert image.text["prompt"] == PROMPTS[0]
     assert image.text["seed"] == "7"
     assert image.text["model"] == "scenes"
-    assert image.text["policy"] == "linear:ratio=1/6,recent=48"
+    assert image.text["policy"] == "linear:ratio=1/6,anchors=4,recent=48"
     assert image.text["Software"] == f"arkv {arkv.__version__}"
     settings = json.loads(image.text["settings"])
     assert settings == {
@@ -122,7 +122,7 @@ BAD = {
     "ratio of zero": (["--policy", "window", "--ratio", "0"], "the ratio is 0"),
     "ratio below zero": (["--policy", "window", "--ratio=-1/6"], "the ratio is -1/6"),
     "ratio that is none": (["--policy", "window", "--ratio", "small"], "cannot read the ratio 'small'"),
-    "ratio too small": (["--policy", "linear", "--ratio", "1/100"], "the smallest ratio that does is 36/576"),
+    "ratio too small": (["--policy", "linear", "--ratio", "1/100"], "the smallest ratio that does is 52/576"),
     "unknown word": (["--prompt", "three red dragons"], "unknown word 'dragons'"),
     "empty prompt": (["--prompt", ""], "prompt"),
     "negative seed": (["--seed=-1"], "seed -1"),
@@ -303,7 +303,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_policies_are_listed_with_source_and_parameters(capsys: pytest.CaptureFixture[str]) -> None:
     printed = arkv_says(capsys, "policies")
     (line,) = (line for line in printed.splitlines() if line.startswith("linear "))
-    for part in (f"arkv {arkv.__version__}", "arXiv 2512.04857", "ratio=None", "anchors=None"):
+    for part in (f"arkv {arkv.__version__}", "arXiv 2512.04857", "ratio=None", "anchors=4"):
         assert part in line
 
 

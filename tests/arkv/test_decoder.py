@@ -186,9 +186,16 @@ def test_the_full_cache_has_the_logits_of_a_causal_pass(grid: Grid, guidance: fl
         ("window", {"sinks": 0}, oracle.window(8, 0)),
         ("linear", {"anchors": 2, "recent": 3}, Linear(8, 2, 3)),
         ("linear", {"anchors": 0, "recent": 0}, Linear(8, 0, 0)),
-        ("linear", {}, Linear(8, 2, 5)),
+        ("linear", {"anchors": 1, "recent": 5}, Linear(8, 1, 5)),
     ],
-    ids=["full", "window", "window without sinks", "linear", "linear by attention", "linear as it comes"],
+    ids=[
+        "full",
+        "window",
+        "window without sinks",
+        "linear",
+        "linear by attention",
+        "linear with one recent line",
+    ],
 )
 @torch.inference_mode()
 def test_logits_are_those_of_plain_lists(

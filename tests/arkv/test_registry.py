@@ -43,7 +43,7 @@ def test_parameters_come_by_keyword_or_behind_a_colon() -> None:
     assert load_policy("linear:anchors=24,recent=48,ratio=1/6") == expected
     assert load_policy("linear: anchors = 24, recent = 48", ratio="1/6") == expected
     assert load_policy("linear:anchors=1,recent=48", ratio="1/6", anchors=24) == expected
-    assert load_policy("linear:ratio=0.25,anchors=None") == LineAR(ratio=0.25)
+    assert load_policy("linear:ratio=0.25,recent=None") == LineAR(ratio=0.25)
     assert load_policy("linear:,budget=3,") == LineAR(budget=3)
 
 

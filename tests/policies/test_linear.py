@@ -95,7 +95,7 @@ def test_heads_and_rows_choose_for_themselves() -> None:
 def test_four_anchors_and_two_recent_lines_unless_given() -> None:
     assert LineAR(budget=8).least_budget(Grid(24, 24)) == 4 + 48
     assert LineAR(budget=8).least_budget(Grid(48, 48, newline=True)) == 4 + 98
-    assert LineAR(budget=8, anchors=0, recent=7).sizes(Grid(24, 24)) == (0, 7)
+    assert LineAR(budget=8, anchors=0, recent=7).least_budget(Grid(24, 24)) == 7
 
 
 def test_protected_tokens_have_to_fit() -> None:
@@ -108,10 +108,10 @@ def test_protected_tokens_have_to_fit() -> None:
     ]:
         assert LineAR(ratio=ratio).plan(grid, SPEC) == CachePlan(budget=slots, period=grid.line)
     with pytest.raises(
-        BudgetError, match=r"35 of 576 slots is below the 36.*smallest ratio that does is 36/576"
+        BudgetError, match=r"51 of 576 slots is below the 52.*smallest ratio that does is 52/576"
     ):
-        LineAR(budget=35).plan(Grid(24, 24), SPEC)
-    assert LineAR(ratio="36/576").plan(Grid(24, 24), SPEC).budget == 36
+        LineAR(budget=51).plan(Grid(24, 24), SPEC)
+    assert LineAR(ratio="52/576").plan(Grid(24, 24), SPEC).budget == 52
     for wrong in ({"anchors": -1}, {"recent": -2}):
         (name,) = wrong
         with pytest.raises(BudgetError, match=f"{name} is {wrong[name]}: expected 0 or more"):
