@@ -23,8 +23,8 @@ help: ## Show this list
 demo: $(VENV)/.stamp-base ## Draw eight prompts under three policies into demo.png, with a table
 	$(BIN)/arkv demo --out demo.png $(ARGS)
 
-test: $(VENV)/.stamp-test ## Run the tests; ARGS="-k name" is handed to pytest
-	$(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/.stamp-test ## Run the tests, a process a core; ARGS="-k name" is handed to pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
 lint: $(VENV)/.stamp-dev build/layout/.stamp ## Check style, format and types
 	$(BIN)/ruff check .

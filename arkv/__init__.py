@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from arkv.model import Model as Model
     from arkv.model import ModelSpec as ModelSpec
     from arkv.policy import CachePolicy as CachePolicy
+    from arkv.policy import Observation as Observation
     from arkv.policy import RankedPolicy as RankedPolicy
     from arkv.registry import load_model as load_model
     from arkv.registry import load_policy as load_policy
@@ -39,6 +40,7 @@ _HOMES = {
     "Grid": "grid",
     "Model": "model",
     "ModelSpec": "model",
+    "Observation": "policy",
     "RankedPolicy": "policy",
     "Result": "decoder",
     "Store": "store",

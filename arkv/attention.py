@@ -7,6 +7,7 @@ and softmax in float32. Rows with nothing to look at give zeros or uniform avera
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,27 +49,106 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | N
     return torch.cat(parts, dim=2).transpose(1, 2)
 
 
+class Attended(NamedTuple):
+    """What one query a head found in its slots.
+
+    Attributes:
+        output: `[rows, heads, head_dim]`, in the dtype of the values.
+        mass: float32 `[rows, slots]`: the softmax weight of each slot, summed over the query heads that
+            share its key head; zero exactly where nothing may be looked at. None if not asked for.
+        scores: float32 `[rows, slots]`: the scaled dot products before the softmax, summed likewise, zero
+            where nothing may be looked at. None if not asked for.
+    """
+
+    output: Tensor
+    mass: Tensor | None
+    scores: Tensor | None
+
+
 def slot_attention(
-    query: Tensor, keys: Tensor, values: Tensor, resident: Tensor, needs_mass: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Softmax attention of one query a head over the slots that hold a token, in any order.
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    visible: Tensor,
+    kv_heads: int,
+    needs: frozenset[str] = frozenset(),
+) -> Attended:
+    """Softmax attention of one query a head over slots in any order, as many for each head.
 
     Args:
         query: `[rows, heads, head_dim]`.
-        keys: `[rows, kv_heads * capacity, head_dim]`, a leaf of the store.
+        keys: `[rows, slots, head_dim]`, a leaf of the store: the key heads one after the other.
         values: as `keys`.
-        resident: bool `[rows, kv_heads, capacity]`; False slots get no weight.
-        needs_mass: whether to return what each slot received.
-
-    Returns:
-        The attended values `[rows, heads, head_dim]`, in the dtype of `values`, and the attention mass
-        float32 `[rows, kv_heads, capacity]`, summed over the query heads that share a key head; None if
-        not needed.
+        visible: bool `[rows, slots]`; slots where it is False get no weight.
+        kv_heads: key heads; divides `heads` and `slots`.
+        needs: "mass" and "scores", as far as they are wanted.
     """
-    rows, kv_heads, capacity = resident.shape
     query = query.unflatten(1, (kv_heads, -1)) * query.shape[-1] ** -0.5
-    keys, values = (x.view(rows, kv_heads, capacity, -1) for x in (keys, values))
+    keys, values = (x.unflatten(1, (kv_heads, -1)) for x in (keys, values))
+    hidden = ~visible.unflatten(1, (kv_heads, 1, -1))
     scores = (query @ keys.transpose(-1, -2)).float()
-    weights = scores.masked_fill(~resident[:, :, None], MASKED).softmax(-1)
-    attended = (weights.to(values.dtype) @ values).flatten(1, 2)
-    return attended, weights.sum(2) if needs_mass else None
+    # A head that sees nothing would spread its weight evenly.
+    weights = scores.masked_fill(hidden, MASKED).softmax(-1).masked_fill(hidden, 0)
+    output = (weights.to(values.dtype) @ values).flatten(1, 2)
+    mass = weights.sum(2).flatten(1) if "mass" in needs else None
+    raw = scores.masked_fill(hidden, 0).sum(2).flatten(1) if "scores" in needs else None
+    return Attended(output, mass, raw)
+
+
+def block_attention(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    visible: Tensor,
+    slot: Tensor,
+    filled: Tensor,
+    head: Tensor,
+    kv_heads: int,
+    needs: frozenset[str] = frozenset(),
+) -> Attended:
+    """Softmax attention of one query a head over slots in any order, heads of any size.
+
+    Every block of slots belongs to one head. Each is attended to by itself and the parts of a head are put
+    together by their greatest scores and their sums, so a slot is read once and no head waits for another.
+
+    Args:
+        query: `[rows, heads, head_dim]`.
+        keys: `[rows, slots, head_dim]`, a leaf of the store.
+        values: as `keys`.
+        visible: bool `[rows, slots]`; slots where it is False get no weight.
+        slot: int64 `[1 or rows, blocks * size]`, the slots of the blocks (see `arkv.store.Blocks`).
+        filled: bool, as `slot`: where a block has a slot.
+        head: int64 `[1 or rows, blocks]`, the key head of each block.
+        kv_heads: key heads; divides `heads`.
+        needs: "mass" and "scores", as far as they are wanted.
+    """
+    rows, blocks = len(query), head.shape[-1]
+    slot, filled, head = (x.expand(rows, -1) for x in (slot, filled, head))
+    query = query.unflatten(1, (kv_heads, -1)) * query.shape[-1] ** -0.5
+    by_block = query.gather(1, head[..., None, None].expand(-1, -1, *query.shape[2:]))
+    keys, values = (
+        x.gather(1, slot[..., None].expand(-1, -1, x.shape[-1])).unflatten(1, (blocks, -1))
+        for x in (keys, values)
+    )
+    seen = (visible.gather(1, slot) & filled).unflatten(1, (blocks, 1, -1))
+    scores = (by_block @ keys.transpose(-1, -2)).float()
+    masked = scores.masked_fill(~seen, MASKED)
+    greatest = masked.amax(-1)
+    weights = (masked - greatest[..., None]).exp().masked_fill(~seen, 0)
+
+    # One-hot products instead of scattered sums: the same result whenever it is computed.
+    member = head[:, None] == torch.arange(kv_heads, device=head.device)[:, None]
+    top = torch.where(member[..., None], greatest[:, None], MASKED).amax(2)
+    share = (greatest - top.gather(1, head[..., None].expand_as(greatest))).exp()
+    # A head that sees nothing has no sum.
+    sums = (member.float() @ (weights.sum(-1) * share)).clamp(min=torch.finfo(torch.float32).tiny)
+    parts = (weights.to(values.dtype) @ values).float() * share[..., None]
+    output = (member.float() @ parts.flatten(2)).unflatten(2, parts.shape[2:]) / sums[..., None]
+
+    def by_slot(x: Tensor) -> Tensor:
+        return torch.zeros(visible.shape, device=x.device).scatter_add(1, slot, x.flatten(1))
+
+    scale = share / sums.gather(1, head[..., None].expand_as(share))
+    mass = by_slot((weights * scale[..., None]).sum(2)) if "mass" in needs else None
+    raw = by_slot(scores.masked_fill(~seen, 0).sum(2)) if "scores" in needs else None
+    return Attended(output.flatten(1, 2).to(values.dtype), mass, raw)

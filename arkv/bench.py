@@ -156,7 +156,7 @@ def measure(
                 bar.update()
 
     total = model.spec.grid.tokens
-    ratios = [decoder.plan.budget / total for decoder in decoders]
+    ratios = [decoder.plan.mean_budget(model.spec) / total for decoder in decoders]
     reference = {one.batch_size: i for i, one in reversed(list(enumerate(wanted))) if ratios[i] >= 1}
     rows = []
     for i, one in enumerate(wanted):

@@ -3,14 +3,170 @@
 from __future__ import annotations
 
 import json
+import re
+import zipfile
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 
 from arkv.errors import CheckpointError
+
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
+
+INDEXED = ("model.safetensors", "pytorch_model.bin")
+"""Names of a folder's weight file; `.index.json` behind one of them lists the shards."""
+
+WRAPPINGS = ("model", "module", "state_dict")
+"""Keys under which training programs put the tensors of a `.pt` file."""
+
+FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+"""Dtypes of weights that are what they say, as a safetensors file calls them."""
+
+# What was read through a mapping stays in memory until the file is closed, so it is closed now and then.
+OPENINGS = 32
+
+MOST_PROBLEMS = 30
+
+Names = Mapping[str, tuple[tuple[int, ...], bool]]
+"""Tensors of a file: their shapes, and whether they are plain floating-point numbers."""
+
+
+@dataclass(frozen=True)
+class WeightSlot:
+    """Where one tensor of a checkpoint goes.
+
+    Attributes:
+        target: parameter, buffer, or a view of one, that it is copied into, on its device and in its dtype.
+        convert: makes a tensor of the target's shape from the one in the file; None where they are alike.
+        shape: shape in the file; None for the target's.
+    """
+
+    target: Tensor
+    convert: Callable[[Tensor], Tensor] | None = None
+    shape: tuple[int, ...] | None = None
+
+    @property
+    def wanted(self) -> tuple[int, ...]:
+        """The shape that the tensor has to have in the file."""
+        return tuple(self.target.shape) if self.shape is None else self.shape
+
+
+def empty(build: Callable[[], AnyModule], dtype: torch.dtype, device: torch.device) -> AnyModule:
+    """A module in evaluation mode whose weights are yet to be read.
+
+    Args:
+        build: makes the module.
+        dtype: of its weights, but for those that keep their own.
+        device: where to put them; the meta device has shapes only.
+    """
+    with torch.device("meta"):  # nothing is drawn at random only to be overwritten
+        module = build().to(dtype)
+    return module.to_empty(device=device).eval()
+
+
+def load_weights_(slots: Mapping[str, WeightSlot], files: Sequence[Path], unused: Sequence[str] = ()) -> None:
+    """Copy the tensors of a checkpoint to where they belong, one at a time.
+
+    Beside the targets no more than about a thirtieth of a file is in memory at any time. Nothing is copied
+    from a checkpoint that does not fit.
+
+    Args:
+        slots: by the names that the tensors have in the checkpoint.
+        files: its parts: `.safetensors`, or what `torch.save` wrote, bare or under one of `WRAPPINGS`.
+        unused: patterns of names that the checkpoint may have and the model does not use.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or a tensor is missing, unexpected, misshapen or not
+            of floating-point numbers where the model's are.
+    """
+    found = {path: _names(path) for path in files}
+    together = {name: facts for names in found.values() for name, facts in names.items()}
+    where = str(files[0]) if len(files) == 1 else f"the checkpoint in {files[0].parent}"
+    if slots and not slots.keys() & together.keys():
+        raise CheckpointError(
+            f"{where} belongs to another model or has another layout: it has {_some(together)}, "
+            f"the model wants {_some(slots)}"
+        )
+    if problems := [*_problems(slots, together, unused)]:
+        more = len(problems) - MOST_PROBLEMS
+        told = problems[:MOST_PROBLEMS] + ([f"and {more} more"] if more > 0 else [])
+        raise CheckpointError(f"{where} does not fit the model: {'; '.join(told)}")
+    with torch.no_grad():
+        for path, names in found.items():
+            for part in _parts([name for name in names if name in slots], names):
+                with _opened(path) as read:
+                    for name in part:
+                        _copy_(slots[name], read(name), name)
+
+
+def read_weights_(module: nn.Module, path: Path) -> None:
+    """Copy a file into the parameters and persistent buffers of a module, keeping their dtypes.
+
+    Args:
+        module: takes every tensor of the file, and has no other.
+        path: the file, as for `load_weights_`.
+
+    Raises:
+        CheckpointError: as `load_weights_`.
+    """
+    load_weights_({name: WeightSlot(tensor) for name, tensor in module.state_dict().items()}, [path])
+
+
+def draw_weights_(module: nn.Module, seed: int) -> None:
+    """Fill a module with random weights of ordinary size, where they are: for measuring, not for pictures.
+
+    Matrices keep the variance of what goes through them, norms scale by one, biases are zero.
+
+    Args:
+        module: on any device but meta.
+        seed: the same weights for one seed on one kind of device.
+    """
+    generators: dict[torch.device, torch.Generator] = {}
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if parameter.ndim < 2:
+                parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+                continue
+            if parameter.device not in generators:
+                generators[parameter.device] = torch.Generator(parameter.device).manual_seed(seed)
+            scale = parameter[0].numel() ** -0.5
+            parameter.normal_(0.0, scale, generator=generators[parameter.device])
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The weight files of a folder in the layout of transformers, in one piece or in shards.
+
+    Safetensors are preferred where there are both kinds.
+
+    Raises:
+        CheckpointError: there are none, or a shard that the index names is missing.
+    """
+    for name in INDEXED:
+        if (folder / name).is_file():
+            return [folder / name]
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            return _shards(index)
+    raise CheckpointError(
+        f"{folder} has no weights: expected {' or '.join(INDEXED)}, or shards with an index"
+    )
+
+
+def tensor_names(path: Path) -> set[str]:
+    """Names of the tensors in one file.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
+    return set(_names(path))
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -20,7 +176,7 @@ def read_config(path: Path) -> dict[str, Any]:
         CheckpointError: the file is missing or is not a JSON object.
     """
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise CheckpointError(f"cannot read the configuration {path}: {error.strerror}") from None
     except ValueError as error:
@@ -30,38 +186,116 @@ def read_config(path: Path) -> dict[str, Any]:
     return content
 
 
-def read_weights_(module: nn.Module, path: Path) -> None:
-    """Copy a safetensors file into the parameters and persistent buffers of a module, keeping their dtypes.
+def _shards(index: Path) -> list[Path]:
+    listed = read_config(index).get("weight_map")
+    if not isinstance(listed, dict) or not listed or not all(isinstance(f, str) for f in listed.values()):
+        raise CheckpointError(f"{index} has no weight_map that says which file has which tensor")
+    files = [index.parent / name for name in sorted(set(listed.values()))]
+    if absent := [path.name for path in files if not path.is_file()]:
+        raise CheckpointError(
+            f"{index.parent} lacks {', '.join(absent)} ({len(absent)} of {len(files)} shards that "
+            f"{index.name} names): download the rest"
+        )
+    return files
 
-    Args:
-        module: takes every tensor of the file, and has no other.
-        path: the file; it is mapped into memory and read tensor by tensor.
 
-    Raises:
-        CheckpointError: the file is missing or damaged, or a tensor is missing, unexpected or misshapen;
-            every such tensor is named, with both shapes.
-    """
-    wanted = module.state_dict()
+@contextmanager
+def _opened(path: Path) -> Iterator[Callable[[str], Tensor]]:
+    """Gives a function from the name of a tensor to the tensor, mapped into memory."""
+    if path.suffix == ".safetensors":
+        with safe_open(path, framework="pt") as file:
+            yield file.get_tensor
+    else:
+        yield _load(path).__getitem__
+
+
+def _names(path: Path) -> Names:
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint {path}")
+    if path.suffix != ".safetensors":
+        return {n: (tuple(t.shape), t.dtype in FLOATS.values()) for n, t in _load(path).items()}
     try:
         with safe_open(path, framework="pt") as file:
-            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-            problems = [
-                f"{name} {tuple(t.shape)} is missing" for name, t in wanted.items() if name not in found
-            ]
-            problems += [
-                f"{name} {shape} is unexpected" for name, shape in found.items() if name not in wanted
-            ]
-            problems += [
-                f"{name} has shape {found[name]}, the model wants {tuple(tensor.shape)}"
-                for name, tensor in wanted.items()
-                if name in found and found[name] != tuple(tensor.shape)
-            ]
-            if problems:
-                raise CheckpointError(f"{path} does not fit the model: {'; '.join(problems)}")
-            with torch.no_grad():
-                for name, tensor in wanted.items():
-                    tensor.copy_(file.get_tensor(name))
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            return {n: (tuple(s.get_shape()), s.get_dtype() in FLOATS) for n, s in slices.items()}
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged or not a safetensors file: {error}") from None
+        raise CheckpointError(f"{path} is damaged or not a safetensors file: {_line(error)}") from None
+
+
+def _load(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file that `torch.save` wrote, not yet read but for those in its oldest format."""
+    mapped = zipfile.is_zipfile(path)
+    try:
+        # Training programs keep their arguments in a Namespace, which holds values and runs nothing.
+        with torch.serialization.safe_globals([Namespace]):
+            content = torch.load(path, map_location="cpu", mmap=mapped, weights_only=True)
+    except Exception as error:  # whatever unpacking a damaged file runs into
+        reason = _line(error).split(". ")[0]
+        raise CheckpointError(f"{path} is damaged or not a file of weights: {reason}") from None
+    for key in WRAPPINGS:
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+            break
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}: expected tensors by name")
+    return {str(name): tensor for name, tensor in content.items() if isinstance(tensor, Tensor)}
+
+
+def _problems(slots: Mapping[str, WeightSlot], found: Names, unused: Sequence[str]) -> Iterator[str]:
+    """What is wrong, tensors that differ in a number only (those of all layers) put together."""
+    yield from _grouped((name, f"{s.wanted} is missing") for name, s in slots.items() if name not in found)
+    yield from _grouped(
+        (name, f"{shape} is unexpected")
+        for name, (shape, _) in found.items()
+        if name not in slots and not any(fnmatchcase(name, pattern) for pattern in unused)
+    )
+    yield from _grouped(
+        (name, f"has shape {found[name][0]}, the model wants {slot.wanted}")
+        for name, slot in slots.items()
+        if name in found and found[name][0] != slot.wanted
+    )
+    yield from _grouped(
+        (name, "is quantised or not of floating-point numbers; the model wants plain weights")
+        for name, slot in slots.items()
+        if name in found and slot.target.is_floating_point() and not found[name][1]
+    )
+
+
+def _grouped(problems: Iterable[tuple[str, str]]) -> Iterator[str]:
+    groups: dict[tuple[str, str], list[str]] = {}
+    for name, problem in problems:
+        groups.setdefault((re.sub(r"(?<=\.)\d+(?=\.)", "*", name), problem), []).append(name)
+    for (pattern, problem), names in groups.items():
+        yield f"{names[0] if len(names) == 1 else f'{pattern} ({len(names)} of them)'} {problem}"
+
+
+def _parts(names: list[str], facts: Names) -> Iterator[list[str]]:
+    """The names in groups of about equal numbers of elements, none of which is more than one tensor over."""
+    sizes = {name: torch.Size(facts[name][0]).numel() for name in names}
+    most, part, held = sum(sizes.values()) // OPENINGS, list[str](), 0
+    for name in names:
+        if part and held + sizes[name] > most:
+            yield part
+            part, held = [], 0
+        part.append(name)
+        held += sizes[name]
+    if part:
+        yield part
+
+
+def _copy_(slot: WeightSlot, tensor: Tensor, name: str) -> None:
+    converted = tensor if slot.convert is None else slot.convert(tensor)
+    if converted.shape != slot.target.shape:  # copy_ would broadcast
+        raise ValueError(
+            f"{name} is converted to {tuple(converted.shape)}, its target is {tuple(slot.target.shape)}"
+        )
+    slot.target.copy_(converted)
+
+
+def _some(names: Iterable[str]) -> str:
+    names = sorted(names)
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "") if names else "no tensors"
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

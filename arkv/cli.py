@@ -12,6 +12,7 @@ import dataclasses
 import io
 import json
 import os
+import shlex
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,6 +25,7 @@ from arkv.errors import ArkvError, CheckpointError
 if TYPE_CHECKING:
     from PIL import Image
 
+    from arkv.evaluation import Accuracy, Evaluation
     from arkv.policy import CachePolicy
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -46,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         try:
             arguments = _parser().parse_args(argv)
+            arguments.argv = sys.argv[1:] if argv is None else argv
             arguments.run(arguments)
         finally:
             _flush()
@@ -148,7 +151,9 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument(
         "--temperature", type=float, default=1.0, help="0 takes the likeliest token (default: 1)"
     )
-    generate.add_argument("--top-k", type=int, help="draw from this many likeliest tokens only")
+    generate.add_argument(
+        "--top-k", type=int, help="draw from this many likeliest tokens; 0 for all (default: the model's own)"
+    )
     generate.add_argument("--top-p", type=float, help="draw from the smallest set of tokens this probable")
     generate.add_argument("--batch-size", type=_positive, help="pictures decoded at a time (default: all)")
     _add_compute(generate)
@@ -176,13 +181,13 @@ def _parser() -> argparse.ArgumentParser:
         "bench",
         _bench,
         "measure speed and KV bytes of policies on this machine",
-        "arkv bench --model scenes --policies full,linear,window --ratios 1/6 --batch-sizes 1,16",
+        "arkv bench --model scenes --policies full,linear,streaming --ratios 1/6 --batch-sizes 1,16",
         "arkv bench --policies full,linear:recent=48 --ratios 1/6,1/3 --batch-sizes 16 --json bench.jsonl",
     )
     _add_model(bench)
     bench.add_argument(
         "--policies",
-        default="full,linear,window",
+        default="full,linear,streaming",
         type=_split_policies,
         help="comma list (default: %(default)s)",
     )
@@ -203,6 +208,122 @@ def _parser() -> argparse.ArgumentParser:
         "--json", type=_path, metavar="FILE", help="also write JSON lines, the first with the machine"
     )
     _add_quiet(bench)
+
+    evaluation = command(
+        "eval",
+        _eval,
+        "score the pictures of policies, and what they lose of the full cache's attention",
+        "arkv eval --policies full,linear,streaming --ratios 1,1/2,1/6 --prompts 200 --out results.jsonl",
+        "arkv eval --policies full,linear:anchors=24 --ratios 1/4,1/8 --out results.jsonl --plot results.png",
+    )
+    _add_model(evaluation)
+    evaluation.add_argument(
+        "--policies",
+        default="full,linear,streaming",
+        type=_split_policies,
+        help="comma list (default: %(default)s)",
+    )
+    evaluation.add_argument(
+        "--ratios",
+        default="1,1/2,1/6",
+        type=_split,
+        help="comma list, for the policies that have a ratio (default: %(default)s)",
+    )
+    evaluation.add_argument(
+        "--prompts",
+        type=_positive,
+        default=200,
+        metavar="N",
+        help="of the model's example prompts, one picture each (default: %(default)s)",
+    )
+    evaluation.add_argument(
+        "--forced-prompts",
+        type=_count,
+        default=8,
+        metavar="N",
+        help="the first of them, compared with the full cache step by step; 0: none (default: %(default)s)",
+    )
+    evaluation.add_argument(
+        "--out",
+        required=True,
+        type=_path,
+        metavar="FILE",
+        help="JSON lines, a policy a line as it is done; if the file is there, what it has is not run again",
+    )
+    evaluation.add_argument(
+        "--plot", type=_path, metavar="FILE", help="also draw accuracy and lost attention, as a PNG file"
+    )
+    evaluation.add_argument("--seed", type=int, default=0, help="of prompts and pictures (default: 0)")
+    _add_guidance(evaluation)
+    evaluation.add_argument(
+        "--batch-size", type=_positive, default=40, help="pictures decoded at a time (default: %(default)s)"
+    )
+    _add_compute(evaluation)
+    _add_quiet(evaluation)
+
+    inspect = command(
+        "inspect",
+        _inspect,
+        "draw what a cache holds: the resident tokens of chosen heads at chosen lines, and their ages",
+        "arkv inspect --policy linear:ratio=1/6 --prompt 'three red circles' --out inspect.png",
+        "arkv inspect --policy window:ratio=1/6 --prompt 'three red circles' --lines 8,16,23 \\\n"
+        "      --layers 0,3,5 --heads 0,1 --animation inspect.gif",
+    )
+    _add_model(inspect)
+    _add_policy(inspect)
+    inspect.add_argument("--prompt", required=True, metavar="TEXT", help="what to draw")
+    inspect.add_argument(
+        "--lines", type=_indices, help="comma list, from 0 (default: after each third of the picture)"
+    )
+    inspect.add_argument(
+        "--layers", type=_indices, help="comma list, from 0 (default: the first, the middle and the last)"
+    )
+    inspect.add_argument("--heads", type=_indices, help="comma list of key heads, from 0 (default: four)")
+    inspect.add_argument(
+        "--out", type=_path, default=Path("inspect.png"), help="PNG file (default: %(default)s)"
+    )
+    inspect.add_argument(
+        "--animation", type=_path, metavar="FILE", help="also write a GIF file with a frame a line"
+    )
+    inspect.add_argument(
+        "--unconditional",
+        action="store_true",
+        help="show the unconditional row instead of the conditional one",
+    )
+    inspect.add_argument("--seed", type=int, default=0, help="of the picture (default: 0)")
+    _add_guidance(inspect)
+    _add_device(inspect)
+    _add_quiet(inspect)
+
+    profile = command(
+        "profile",
+        _profile,
+        "measure how much attention of every head goes beyond the neighbourhood, for the policies that ask",
+        "arkv profile --model scenes --prompts 32 --out heads.json --map heads.png",
+    )
+    _add_model(profile)
+    profile.add_argument(
+        "--prompts",
+        type=_positive,
+        default=32,
+        metavar="N",
+        help="of the model's example prompts, one picture each (default: %(default)s)",
+    )
+    profile.add_argument("--out", required=True, type=_path, metavar="FILE", help="JSON file to write")
+    profile.add_argument(
+        "--map", type=_path, metavar="FILE", help="also draw the shares by layer and head, as a PNG file"
+    )
+    profile.add_argument(
+        "--radius",
+        type=_count,
+        default=2,
+        help="cells that a neighbourhood reaches upwards and to either side (default: %(default)s)",
+    )
+    profile.add_argument("--seed", type=int, default=0, help="of prompts and pictures (default: 0)")
+    _add_guidance(profile)
+    profile.add_argument("--batch-size", type=_positive, help="pictures drawn at a time (default: all)")
+    _add_compute(profile)
+    _add_quiet(profile)
 
     demo = command(
         "demo",
@@ -251,6 +372,10 @@ def _add_guidance(parser: argparse.ArgumentParser) -> None:
 
 def _add_compute(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--compile", choices=COMPILE, default="none", help="default: %(default)s")
+    _add_device(parser)
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype",
         choices=DTYPES,
@@ -435,6 +560,164 @@ def _bench(arguments: argparse.Namespace) -> None:
     print(_table(header, rows, right=set(range(1, len(header)))))
 
 
+def _eval(arguments: argparse.Namespace) -> None:
+    _check_writable(arguments.out)
+    if arguments.plot is not None:
+        _check_figure(arguments.plot, ".png")
+    from arkv.bench import configurations
+    from arkv.evaluation import Contender, Evaluation, Settings, describe, evaluate
+    from arkv.journal import Journal
+    from arkv.registry import load_model
+    from arkv.sampling import Sampling
+
+    wanted = [one.policy for one in configurations(arguments.policies, arguments.ratios, [1])]
+    model = load_model(arguments.model, dtype=arguments.dtype, device=arguments.device)
+    contenders = [Contender.load(text, model) for text in wanted]
+    settings = Settings(
+        prompts=arguments.prompts,
+        forced_prompts=arguments.forced_prompts,
+        batch_size=arguments.batch_size,
+        guidance=model.spec.guidance if arguments.guidance is None else arguments.guidance,
+        seed=arguments.seed,
+        compile=arguments.compile,
+    )
+    Sampling(settings.guidance).check(model.spec.vocabulary)
+    shared, facts = describe(model, settings)
+    facts["command"] = shlex.join(["arkv", *map(str, arguments.argv)])
+    journal = Journal(arguments.out, shared, facts)
+    pending = [one for one in contenders if one.text not in journal.rows]
+    if len(pending) < len(wanted) and not arguments.quiet:
+        print(f"{arguments.out}: {len(wanted) - len(pending)} of {len(wanted)} are done", file=sys.stderr)
+    for row in evaluate(model, pending, settings, progress=not arguments.quiet):
+        # A file may be finished by another commit than it was begun with.
+        journal.append(dataclasses.asdict(row) | {"commit": facts["commit"]})
+
+    rows = [Evaluation.from_dict(journal.rows[text]) for text in wanted]
+    title = (
+        f"{shared['model']}, {settings.prompts} prompts, guidance {settings.guidance:g}, "
+        f"{shared['dtype']}, {shared['device']}"
+    )
+    print(title)
+    _print_evaluations(rows)
+    if arguments.plot is not None:
+        from arkv.plots import draw_comparison
+
+        software = {"Software": f"arkv {arkv.__version__}"}
+        _write_whole({arguments.plot: _png(draw_comparison(rows, title), software)})
+    print(" and ".join(str(path) for path in (arguments.out, arguments.plot) if path is not None))
+
+
+def _print_evaluations(rows: Sequence[Evaluation]) -> None:
+    """Tables of what was measured; a score that there is none of is a dash."""
+    from arkv.estimate import format_bytes
+
+    def told(value: float | None, form: str) -> str:
+        return "-" if value is None else format(value, form)
+
+    def right(accuracy: Accuracy | None) -> str:
+        if accuracy is None:
+            return "-"
+        return f"{accuracy.share:.1%} [{100 * accuracy.low:.1f}, {100 * accuracy.high:.1f}]"
+
+    done = [row for row in rows if row.error is None]
+    header = ("policy", "right [95%]", "attention lost", "KL, nats", "top-1", "tokens/s", "KV", "of full")
+    lines = [
+        (
+            row.policy,
+            right(row.accuracy),
+            told(row.attention_lost, ".2%"),
+            told(row.kl, ".4f"),
+            told(row.top1_agreement, ".1%"),
+            told(row.tokens_per_second, ",.0f"),
+            format_bytes(row.kv_bytes or 0),
+            f"{(row.kv_bytes or 0) / (row.full_kv_bytes or 1):.0%}",
+        )
+        for row in done
+    ]
+    if done:
+        print(_table(header, lines, right=range(1, len(header))))
+    groups = list(dict.fromkeys(group for row in done for group in row.groups))
+    if groups:
+        lines_of_groups = [(row.policy, *(right(row.groups.get(group)) for group in groups)) for row in done]
+        print("\n" + _table(("right [95%]", *groups), lines_of_groups, right=range(1, len(groups) + 1)))
+    for row in rows:
+        if row.error is not None:
+            print(f"\n{row.policy} cannot be: {row.error}")
+
+
+def _inspect(arguments: argparse.Namespace) -> None:
+    policy = _load_policy(arguments)
+    _check_figure(arguments.out, ".png")
+    if arguments.animation is not None:
+        _check_figure(arguments.animation, ".gif")
+    from arkv.inspection import choose, record
+    from arkv.inspection_figure import animate, draw_sheet
+    from arkv.registry import load_model
+
+    model = load_model(arguments.model, dtype=arguments.dtype, device=arguments.device)
+    spec, rows = model.spec, model.spec.grid.rows
+    lines = choose("line", arguments.lines, rows, [rows // 3, 2 * rows // 3, rows - 1])
+    layers = choose("layer", arguments.layers, spec.layers, [0, spec.layers // 2, spec.layers - 1])
+    heads = choose("key head", arguments.heads, spec.kv_heads, range(min(4, spec.kv_heads)))
+    recording = record(
+        model,
+        policy,
+        arguments.prompt,
+        seed=arguments.seed,
+        guidance=arguments.guidance,
+        unconditional=arguments.unconditional,
+        progress=not arguments.quiet,
+    )
+    text = _policy_text(arguments.policy, policy)
+    row = "unconditional" if arguments.unconditional else "conditional"
+    given = ":".join(filter(None, (arguments.policy, arguments.ratio and f"ratio={arguments.ratio}")))
+    title = f"What the cache holds: {given}"
+    note = f"{arguments.model}, {json.dumps(arguments.prompt)}, seed {arguments.seed}, {row} row"
+    sheet = draw_sheet(recording, lines, layers, heads, title, note)
+    software = {"Software": f"arkv {arkv.__version__}"}
+    files = {arguments.out: _png(sheet, software | {"policy": text, "prompt": arguments.prompt})}
+    if arguments.animation is not None:
+        shown = not arguments.quiet
+        files[arguments.animation] = animate(recording, layers, heads, title, note, progress=shown)
+    _write_whole(files)
+    resident = recording.residents[-1].sum(-1)
+    print(
+        f"{' and '.join(map(str, files))}: at the end {int(resident.min())} to {int(resident.max())} of "
+        f"{spec.grid.tokens} visual tokens resident in a head"
+    )
+
+
+def _profile(arguments: argparse.Namespace) -> None:
+    _check_writable(arguments.out)
+    if arguments.map is not None:
+        _check_figure(arguments.map, ".png")
+    from arkv.profile import draw_map, measure
+    from arkv.registry import load_model
+
+    model = load_model(arguments.model, dtype=arguments.dtype, device=arguments.device)
+    measured = measure(
+        model,
+        model.example_prompts(arguments.prompts, arguments.seed),
+        seeds=range(arguments.seed, arguments.seed + arguments.prompts),
+        radius=arguments.radius,
+        guidance=arguments.guidance,
+        batch_size=arguments.batch_size,
+        compile=arguments.compile,
+        progress=not arguments.quiet,
+    )
+    files = {arguments.out: measured.to_json().encode()}
+    if arguments.map is not None:
+        files[arguments.map] = _png(draw_map(measured), {"Software": f"arkv {arkv.__version__}"})
+    _write_whole(files)
+    rows = [
+        (layer, *(f"{share:.1%}" for share in (min(shares), sum(shares) / len(shares), max(shares))))
+        for layer, shares in enumerate(measured.outside)
+    ]
+    header = ("layer", "least", "mean of heads", "most")
+    print(_table(header, rows, right=range(len(header))))
+    print(f"{arguments.out}: attention beyond {measured.radius} cells, {measured.prompts} pictures")
+
+
 def _demo(arguments: argparse.Namespace) -> None:
     out: Path = arguments.out
     if out.suffix != ".png":
@@ -549,6 +832,10 @@ def _sizes(text: str) -> list[int]:
     return [_positive(part) for part in _split(text)]
 
 
+def _indices(text: str) -> list[int]:
+    return [_count(part) for part in _split(text)]
+
+
 def _split(text: str) -> list[str]:
     from arkv.registry import split_commas
 
@@ -609,6 +896,20 @@ def _check_writable(path: Path) -> None:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise ArkvError(f"cannot write {path}: {folder}: {error.strerror}") from None
+
+
+def _check_figure(path: Path, suffix: str) -> None:
+    """Find out before a long computation that a figure cannot be drawn or written.
+
+    Raises:
+        ArkvError: it cannot.
+    """
+    if path.suffix != suffix:
+        raise ArkvError(f"cannot write {path}: expected a name that ends in {suffix}")
+    _check_writable(path)
+    from arkv.figure import new_figure
+
+    new_figure(1, 1)
 
 
 def _write_whole(files: Mapping[Path, bytes]) -> None:

@@ -19,6 +19,7 @@ from arkv.loop import Compile, Loop, check_mode
 from arkv.model import Condition, Model
 from arkv.policy import CachePolicy
 from arkv.sampling import Sampling, draw, guide, picture_uniforms
+from arkv.store import Store
 
 OnLine = Callable[[range, int, list[Image.Image]], None]
 
@@ -111,6 +112,14 @@ class Decoder:
         check_mode(compile)
         self._loop: Loop | None = None
 
+    @property
+    def store(self) -> Store | None:
+        """The cache of the newest batch as it stands, not to be written to; None before the first batch.
+
+        The next batch of the same shape overwrites it.
+        """
+        return None if self._loop is None else self._loop.store
+
     @torch.inference_mode()
     def generate(
         self,
@@ -121,6 +130,7 @@ class Decoder:
         temperature: float = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
+        guided_tokens: int | None = None,
         batch_size: int | None = None,
         progress: bool = False,
         on_line: OnLine | None = None,
@@ -135,8 +145,10 @@ class Decoder:
             seeds: one whole number a prompt; None for 0, 1, 2, ...
             guidance: scale of classifier-free guidance; 1 switches it off, None takes the model's own.
             temperature: divisor of the logits; 0 takes the likeliest token.
-            top_k: draw from this many likeliest tokens only.
+            top_k: draw from this many likeliest tokens only; 0 from all, None takes the model's own number.
             top_p: draw from the smallest set of tokens with at least this probability.
+            guided_tokens: guide this many visual tokens from the first on, and draw the others from the
+                conditional logits; None takes the model's own number, which is all for most.
             batch_size: pictures decoded at a time; None for all at once.
             progress: show a bar.
             on_line: called after each line with the range of prompts in this batch, the index of the line
@@ -148,7 +160,9 @@ class Decoder:
         """
         prompts, seeds = self._check_prompts(prompts), self._check_seeds(seeds, len(prompts))
         guidance = self.model.spec.guidance if guidance is None else guidance
-        sampling = Sampling(guidance, temperature, top_k, top_p)
+        top_k = self.model.spec.top_k if top_k is None else top_k
+        guided_tokens = self.model.spec.guided_tokens if guided_tokens is None else guided_tokens
+        sampling = Sampling(guidance, temperature, top_k if top_k != 0 else None, top_p, guided_tokens)
         sampling.check(self.model.spec.vocabulary)
         size = len(prompts) if batch_size is None else batch_size
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
@@ -250,9 +264,9 @@ class Decoder:
         tokens = torch.zeros(len(seeds), grid.tokens, dtype=torch.long, device=device)
         logits = loop.prefill_(condition)
         for position in range(grid.tokens):
-            if sampling.guided:
+            if sampling.guides(position):
                 logits = guide(logits, scale)
-            drawn = draw(logits, uniforms[:, position], sampling)
+            drawn = draw(logits[: len(seeds)], uniforms[:, position], sampling)
             tokens[:, position] = drawn
             if position + 1 < grid.tokens:
                 logits = loop.advance_(_for_rows(drawn, sampling), position)
@@ -269,11 +283,11 @@ class Decoder:
     def _loop_for(self, condition: Condition, pictures: int, guided: bool) -> Loop:
         """The loop of this batch shape; the last one is kept, with its store and its graphs."""
         rows, length = condition.mask.shape
-        shape = (rows, length, self.model.dtype, self.model.device)  # a model may have been moved
+        shape = (rows, length, guided, self.model.dtype, self.model.device)  # a model may have been moved
         if self._loop is None or self._loop.shape != shape:
             self._loop = None  # its memory is free before the next store is allocated
             check_memory(self.model, self.policy, pictures, guided, length)
-            self._loop = Loop(self.model, self.policy, rows, length, self.compile)
+            self._loop = Loop(self.model, self.policy, rows, length, self.compile, guided)
         return self._loop
 
     def _images(self, tokens: Tensor) -> list[Image.Image]:

@@ -55,7 +55,7 @@ class Contender:
 CONTENDERS = (
     Contender("full cache", "full"),
     Contender("LineAR 1/6", "linear:ratio=1/6"),
-    Contender("window 1/6", "window:ratio=1/6"),
+    Contender("StreamingLLM 1/6", "streaming:ratio=1/6"),
 )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ import torch
 from arkv.errors import MemoryLimitError
 from arkv.model import Model
 from arkv.policy import CachePolicy
+from arkv.store import BLOCK, sizes_of
 
 KEPT_FREE = 0.05  # share of the free memory that a batch leaves alone: allocators and the rest of the program
 
@@ -85,24 +87,40 @@ def estimate(
     plan = policy.plan(spec.grid, spec)
     rows = pictures * (2 if guided else 1)
     heads = spec.layers * rows * spec.kv_heads
-    capacity = condition + plan.visual_slots(spec.grid)
+    pools = [sum(layer) + spec.kv_heads * condition for layer in plan.visual_slots(spec)]
+    widest = max(pools)
+    slots = spec.layers * rows * widest
     slot_bytes = 2 * spec.head_dim * dtype.itemsize
     field_bytes = torch.int32.itemsize + sum(kind.itemsize for kind in policy.fields.values())
+
+    of_heads = sizes_of(policy.head_fields, spec.grid).values()
+    head_bytes = sum(kind.itemsize * prod(size) for kind, size in of_heads)
+
+    # Unequal heads have a table of their blocks, and attention gathers one layer's slots by it.
+    unequal = plan.shared or any(len(set(layer)) > 1 for layer in plan.visual_slots(spec))
+    places = widest + BLOCK * spec.kv_heads if unequal else 0
+    owners = spec.layers * (rows if plan.shared else 1)
+    layout = owners * (8 * widest + 9 * places + 8 * places // BLOCK)
+    gathered = rows * places * slot_bytes
 
     # One row's widest activations (inside of the MLP beside the residual stream), in float32 twice over.
     activations = 4 * 4 * (2 * spec.width + 3 * spec.hidden)
     prefill = rows * condition * (activations + 3 * 4 * spec.heads * condition)
-    scores = rows * spec.heads * capacity * 4
-    ranking = heads * capacity * 8 * 4  # scores, order and two gathered copies at an eviction
-    mass = heads * capacity * 4 if policy.needs_mass else 0
+    scores = rows * spec.heads // spec.kv_heads * widest * 4
+    ranking = slots * 8 * 6  # scores, heads, orders and gathered copies at an eviction
+    seen = slots * 4 * len(policy.needs & {"mass", "scores"})
+    seen += spec.layers * rows * spec.heads * spec.head_dim * 4 * ("queries" in policy.needs)
     logits = rows * spec.vocabulary * 4 * 6
-    step = rows * activations + 3 * scores + 2 * mass + logits
+    step = rows * activations + 3 * scores + gathered + 2 * seen + logits
     return Estimate(
-        weights=sum(p.numel() for p in model.parameters()) * dtype.itemsize
+        # What has a dtype of its own, such as a picture decoder in float32, keeps it.
+        weights=sum(
+            p.numel() * (dtype if p.dtype == model.dtype else p.dtype).itemsize for p in model.parameters()
+        )
         + sum(b.numel() * b.element_size() for b in model.buffers()),
-        kv=heads * capacity * slot_bytes,
+        kv=rows * sum(pools) * slot_bytes,
         full_kv=heads * (condition + spec.grid.tokens) * slot_bytes,
-        statistics=heads * capacity * field_bytes,
+        statistics=slots * field_bytes + heads * head_bytes + layout,
         scratch=max(prefill, step, ranking) + pictures * spec.grid.tokens * 12,
     )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -34,6 +35,10 @@ class ModelSpec:
         guidance: the scale that suits this model's pictures best.
         width: size of the residual stream; for estimates of memory only.
         hidden: width of the inside of the MLP; for estimates of memory only.
+        top_k: how many of the likeliest tokens this model is to draw from; 0 for all.
+        guided_tokens: first visual tokens that guidance is for; None for all.
+        head_profile: file of the measured shares of distant attention of its heads, which
+            `arkv profile` writes; None where nobody has measured them.
     """
 
     name: str
@@ -47,6 +52,9 @@ class ModelSpec:
     guidance: float
     width: int
     hidden: int
+    top_k: int = 0
+    guided_tokens: int | None = None
+    head_profile: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -101,6 +109,14 @@ class Model(nn.Module, ABC):
         Raises:
             CheckpointError: a file is missing, damaged, or belongs to another model.
         """
+
+    @classmethod
+    def recognises(cls, source: str | Path) -> bool:
+        """Whether a file or folder holds a checkpoint of this model, or a repository on the hub is its own.
+
+        No, as here, where a model is loaded by its name only.
+        """
+        return False
 
     @property
     @abstractmethod
@@ -169,6 +185,13 @@ class Model(nn.Module, ABC):
         """Whether a picture, uint8 `[height, width, 3]`, shows what its prompt asks for.
 
         None, as here, where the model has no exact judge of its pictures.
+        """
+        return None
+
+    def group(self, prompt: Any) -> str | None:
+        """The kind of prompt that this is, by which scores are told apart.
+
+        None, as here, where the model has no kinds.
         """
         return None
 

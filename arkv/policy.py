@@ -1,25 +1,45 @@
 """The interface that a cache policy implements, and the base that most of them want.
 
 A policy is a frozen dataclass of its hyper-parameters. It has no state: what it remembers lies in the
-store, one value a slot, in the fields it declares. Everything after `plan` is tensor code on fixed
+store, one value a slot or a head, in the fields it declares. Everything after `plan` is tensor code on fixed
 shapes, so that the loop around it can be compiled and captured.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import ClassVar
+from typing import Any, ClassVar, NamedTuple, cast, get_args, get_type_hints
 
 import torch
 from torch import Tensor
 
-from arkv.errors import BudgetError
+from arkv.errors import ArkvError, BudgetError
 from arkv.grid import Grid
 from arkv.model import ModelSpec
-from arkv.store import CachePlan, Store
+from arkv.store import CachePlan, HeadFields, Store
+
+
+class Observation(NamedTuple):
+    """What the newest token's queries saw, for the policies that look.
+
+    Only what the policy's `needs` names is there; the rest is None.
+
+    Attributes:
+        mass: float32 `[layers, rows, slots]`, the attention that each slot received, summed over the query
+            heads of its key head; zero exactly where a slot holds nothing or was not attended to.
+        scores: float32 `[layers, rows, slots]`, the scaled dot products before the softmax, summed
+            likewise; zero where `mass` would be.
+        queries: `[layers, rows, heads, head_dim]`, the queries after their rotation.
+    """
+
+    mass: Tensor = cast(Tensor, None)
+    scores: Tensor = cast(Tensor, None)
+    queries: Tensor = cast(Tensor, None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,33 +48,68 @@ class CachePolicy(ABC):
 
     Class attributes:
         fields: per-slot statistics to allocate, name to dtype; zero when a slot is written.
-        needs_mass: whether `observe` is called with the attention mass. A policy that does not look
-            costs nothing.
+        head_fields: per-head statistics to allocate, name to dtype, or to a dtype and "tokens" for one
+            number for each visual token; zero when a picture is begun.
+        needs: which parts of an `Observation` to hand to `observe`. A policy that needs none does not
+            look, and costs nothing.
         source: the paper, or where the method is from.
     """
 
     fields: ClassVar[Mapping[str, torch.dtype]] = {}
-    needs_mass: ClassVar[bool] = False
+    head_fields: ClassVar[HeadFields] = {}
+    needs: ClassVar[frozenset[str]] = frozenset()
     source: ClassVar[str] = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Class and parameters in JSON's own types, for `from_dict`; parameters at their defaults too."""
+        kind = type(self)
+        parameters = {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        return {"policy": f"{kind.__module__}:{kind.__qualname__}"} | parameters
+
+    @staticmethod
+    def from_dict(description: Mapping[str, Any]) -> CachePolicy:
+        """The policy that `to_dict` described, equal to it.
+
+        Raises:
+            ArkvError: the class cannot be found, is no policy, or does not take these parameters.
+        """
+        parameters = {name: _unplain(value) for name, value in description.items()}
+        name = str(parameters.pop("policy", ""))
+        try:
+            kind = pkgutil.resolve_name(name)
+        except (ValueError, ImportError, AttributeError) as error:
+            raise ArkvError(f"cannot find the policy {name!r}: {error}") from None
+        if not (isinstance(kind, type) and issubclass(kind, CachePolicy)):
+            raise ArkvError(f"{name!r} is not a cache policy")
+        try:
+            return kind(**parameters)
+        except TypeError as error:
+            raise ArkvError(f"{name}: {error}") from None
 
     @abstractmethod
     def plan(self, grid: Grid, spec: ModelSpec) -> CachePlan:
-        """Budget and period for this model; pure Python, before anything is allocated.
+        """Budgets and period for this model; pure Python, before anything is allocated.
 
         Raises:
             BudgetError: the parameters leave no legal budget; the message says which would.
         """
 
-    def observe(self, store: Store, mass: Tensor, step: Tensor) -> None:
-        """Fold one token's attention into the statistics, after each token, if `needs_mass`.
+    def begin(self, store: Store) -> None:  # noqa: B027  # nothing to begin with, for most
+        """Write what the statistics are to begin with, after they were zeroed for a new batch.
+
+        Args:
+            store: write to its statistics in place only. Called outside of the compiled step.
+        """
+
+    def observe(self, store: Store, seen: Observation, step: Tensor) -> None:
+        """Fold one token's attention into the statistics, after each token, if there are `needs`.
 
         Args:
             store: write to its statistics in place only.
-            mass: float32 `[layers, rows, kv_heads, capacity]`, what each slot received; zero exactly
-                where a slot holds nothing.
+            seen: what `needs` names.
             step: int64 0-d, position of the visual token whose query looked.
         """
-        raise NotImplementedError(f"{type(self).__name__} needs mass but does not observe it")
+        raise NotImplementedError(f"{type(self).__name__} has needs but does not observe")
 
     @abstractmethod
     def select(self, store: Store, step: Tensor) -> Tensor:
@@ -65,7 +120,8 @@ class CachePolicy(ABC):
             step: int64 0-d, position of the next visual token; a multiple of the period.
 
         Returns:
-            int64 `[layers, rows, kv_heads, period]`, distinct within a head, all of them recyclable.
+            int64 `[layers, rows, kv_heads, period]`, indices within the layer's pool, distinct within a
+            row, all of them recyclable and, unless the plan is shared, of the head they are named for.
             Free slots first; the tokens in the others are given up.
         """
 
@@ -78,13 +134,25 @@ class CachePolicy(ABC):
         """
         store.free_(slots)
 
+    def visible(self, store: Store, step: Tensor) -> Tensor | None:
+        """The slots that the token at `step` may look at, of those that hold one; None for all.
+
+        Args:
+            store: not to be written to; the token's own slot is claimed already.
+            step: int64 0-d, position of the token.
+
+        Returns:
+            bool, broadcastable to `[layers, rows, slots]`, or None.
+        """
+        return None
+
 
 @dataclass(frozen=True, kw_only=True)
 class RankedPolicy(CachePolicy):
-    """A policy with one budget for every head that keeps the protected tokens and the best of the rest.
+    """A policy that keeps the protected tokens and, of the rest, those of the best score.
 
     A subclass gives a `score` and, if some tokens are beyond ranking, a `protected` mask; evictions
-    happen at line ends.
+    happen at line ends. Every head has the same budget unless `budgets` says otherwise.
 
     Attributes:
         budget: visual slots a head keeps, `B`. Give this or `ratio`.
@@ -92,11 +160,19 @@ class RankedPolicy(CachePolicy):
             nearest slot, halves up.
         period: visual tokens between two evictions, `P`; None for a line. The cache holds up to
             `budget + period` visual tokens before an eviction.
+        share_rows: whether both guidance rows of a picture keep the same tokens, ranked by the sum of
+            their scores, instead of each its own.
+
+    Class attributes:
+        allocatable: whether another policy may decide how many slots a head gets (see `arkv.allocator`).
     """
+
+    allocatable: ClassVar[bool] = True
 
     budget: int | None = None
     ratio: float | str | None = None
     period: int | None = None
+    share_rows: bool = False
 
     def plan(self, grid: Grid, spec: ModelSpec) -> CachePlan:
         """The budget in slots, and the period."""
@@ -107,34 +183,127 @@ class RankedPolicy(CachePolicy):
                 f"{type(self).__name__}: a budget of {budget} of {grid.tokens} slots is below the {least} "
                 f"that its protected tokens need; the smallest ratio that does is {least}/{grid.tokens}"
             )
-        return CachePlan(budget=budget, period=grid.line if self.period is None else self.period)
+        return CachePlan(budget=budget, period=self.eviction_period(grid))
+
+    def eviction_period(self, grid: Grid) -> int:
+        """Visual tokens between two evictions."""
+        return grid.line if self.period is None else self.period
 
     def least_budget(self, grid: Grid) -> int:
         """The protected visual tokens of a head, which every budget has to hold."""
         return 0
 
     def protected(self, store: Store, step: Tensor) -> Tensor | None:
-        """bool, broadcastable to `[layers, rows, kv_heads, capacity]`: tokens not to be given up."""
+        """bool, broadcastable to `[layers, rows, slots]`: tokens not to be given up."""
         return None
 
     @abstractmethod
     def score(self, store: Store, step: Tensor) -> Tensor:
-        """float32 `[layers, rows, kv_heads, capacity]`: how much each resident token is worth keeping."""
+        """float32 `[layers, rows, slots]`: how much each resident token is worth keeping."""
 
-    def select(self, store: Store, step: Tensor) -> Tensor:
-        """The free slots, then the unprotected tokens of least score, of equal ones the oldest."""
+    def worth(self, store: Store, step: Tensor) -> Tensor:
+        """The score on one scale: minus infinity where free, above every score where protected.
+
+        Returns:
+            float32 `[layers, rows, slots]`, plus infinity where nothing may be given up.
+        """
         # A NaN would sort above everything and make its slot immortal.
         worth = self.score(store, step).float().nan_to_num(nan=-RANKED, posinf=RANKED, neginf=-RANKED)
-        worth = worth.clamp(-RANKED, RANKED)
+        worth = self.of_picture(store, worth.clamp(-RANKED, RANKED)).clamp(-RANKED, RANKED)
         protected = self.protected(store, step)
         if protected is not None:
             worth = torch.where(protected, PROTECTED, worth)
         worth = torch.where(store.position < 0, -torch.inf, worth)
-        worth = torch.where(store.recyclable, worth, torch.inf)
-        # Two stable sorts: of equal scores the older token goes first, wherever the tokens lie.
-        by_age = store.position.argsort(dim=-1, stable=True)
-        by_worth = worth.gather(-1, by_age).argsort(dim=-1, stable=True)
-        return by_age.gather(-1, by_worth[..., : store.plan.period])
+        return torch.where(store.recyclable, worth, torch.inf)
+
+    def of_picture(self, store: Store, x: Tensor) -> Tensor:
+        """With `share_rows`, the sum over both guidance rows of a picture in both of them; else `x` itself.
+
+        Slots are taken to hold the same tokens in both rows, as they do if both have shared from the first.
+
+        Args:
+            store: knows whether there is guidance.
+            x: `[layers, rows, ...]`.
+        """
+        if not (self.share_rows and store.guided):
+            return x
+        both = x.unflatten(1, (2, -1)).sum(1)
+        return torch.cat([both, both], dim=1)
+
+    def select(self, store: Store, step: Tensor) -> Tensor:
+        """The free slots, then the unprotected tokens of least score, of equal ones the oldest."""
+        return least_of_head(store, self.worth(store, step))
+
+
+def ranking(store: Store, worth: Tensor) -> Tensor:
+    """Slots from the least worth to the greatest; of equal ones the older token, wherever it lies.
+
+    Args:
+        store: has the positions.
+        worth: float32 `[layers, rows, slots]`.
+
+    Returns:
+        int64 `[layers, rows, slots]`, indices within the layer's pool.
+    """
+    # Heads that share a pool may hold the same token; the lower head's goes first, wherever it lies.
+    return _order(store.position * (store.kv_heads + 1) + store.head, worth)
+
+
+def least_of_head(store: Store, worth: Tensor) -> Tensor:
+    """The `period` slots of least worth of every head, in order: what `select` returns.
+
+    Args:
+        store: whose heads each have their own part of the pool.
+        worth: float32 `[layers, rows, slots]`.
+    """
+    period = store.plan.period
+    if store.equal:
+        order = _order(store.by_head(store.position), store.by_head(worth))
+        return store.starts[:, None, :, None] + order[..., :period]
+    ranked = ranking(store, worth)
+    of_head = store.head.expand(ranked.shape).gather(-1, ranked)
+    by_head = ranked.gather(-1, of_head.argsort(dim=-1, stable=True))
+    first = store.starts[:, None, :, None] + torch.arange(period, device=worth.device)
+    return by_head.gather(-1, first.expand(-1, store.rows, -1, -1).flatten(2)).view(
+        store.layers, store.rows, store.kv_heads, -1
+    )
+
+
+def _order(age: Tensor, worth: Tensor) -> Tensor:
+    """Indices along the last axis by worth, then by age: two stable sorts."""
+    by_age = age.argsort(dim=-1, stable=True)
+    by_worth = worth.gather(-1, by_age).argsort(dim=-1, stable=True)
+    return by_age.gather(-1, by_worth)
+
+
+def least_of_layer(store: Store, worth: Tensor) -> Tensor:
+    """The slots of least worth of every layer, `period` for each head: what `select` returns.
+
+    Args:
+        store: whose heads share the pool of their layer.
+        worth: float32 `[layers, rows, slots]`.
+    """
+    ranked = ranking(store, worth)[..., : store.kv_heads * store.plan.period]
+    return ranked.unflatten(-1, (store.kv_heads, -1))
+
+
+def rank_in_head(store: Store, worth: Tensor) -> Tensor:
+    """Rank of each slot within its head: 0 for the least worth; of equal ones the older token first.
+
+    Args:
+        store: has positions and heads.
+        worth: float32 `[layers, rows, slots]`.
+
+    Returns:
+        int64 `[layers, rows, slots]`.
+    """
+    ranked = ranking(store, worth)
+    head = store.head.expand(ranked.shape).gather(-1, ranked)
+    ordered, order = head.sort(dim=-1, stable=True)
+    heads = torch.arange(store.kv_heads + 1, device=head.device).expand(*head.shape[:2], -1)
+    starts = torch.searchsorted(ordered, heads.contiguous())
+    rank = torch.arange(store.slots, device=head.device) - starts.gather(-1, ordered)
+    return torch.zeros_like(rank).scatter(-1, ranked.gather(-1, order), rank)
 
 
 # Above every score, below what is never given up. A power of two far inside float32, so that scores
@@ -176,3 +345,25 @@ def resolve_budget(budget: int | None, ratio: float | str | None, tokens: int) -
     if budget < 1:
         raise BudgetError(f"the budget is {budget} slots: expected at least 1")
     return min(budget, tokens)
+
+
+def check_choice(policy: CachePolicy, parameter: str) -> None:
+    """Raise `ArkvError` unless a parameter is one of the words that its `Literal` annotation lists."""
+    choices = get_args(get_type_hints(type(policy))[parameter])
+    value = getattr(policy, parameter)
+    if value not in choices:
+        raise ArkvError(
+            f"{type(policy).__name__}: {parameter} is {value!r}, expected {' or '.join(map(repr, choices))}"
+        )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, CachePolicy):
+        return value.to_dict()
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _unplain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return CachePolicy.from_dict(value)
+    return tuple(value) if isinstance(value, list) else value

@@ -6,13 +6,15 @@ The built-in ones use the same door as anybody else's package. Listing names imp
 from __future__ import annotations
 
 import ast
+import inspect
 import types
 import typing
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
-from arkv.errors import ArkvError, UnknownNameError
+from arkv.errors import ArkvError, CheckpointError, UnknownNameError
 
 if TYPE_CHECKING:
     import torch
@@ -124,23 +126,38 @@ def _check_parameters(name: str, policy_class: type[CachePolicy], given: dict[st
 
 
 def load_model(
-    name: str, *, dtype: torch.dtype | str | None = None, device: torch.device | str = "cpu"
+    name: str | Path,
+    *,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str = "cpu",
+    random_weights: bool = False,
+    seed: int = 0,
+    **options: Any,
 ) -> Model:
     """Load a model with its weights.
 
     Args:
-        name: as registered, such as `"scenes"`.
+        name: as registered, such as `"scenes"` or `"janus-pro-1b"`; or a path or a repository on the hub with
+            the checkpoint of a registered model, which is recognised by its contents.
         dtype: of weights, keys and values, as a torch dtype or its name; None for float32 on the CPU and
             bfloat16 elsewhere.
         device: where to put the weights.
+        random_weights: draw the weights instead of reading them, for measuring time and memory: no file is
+            needed. Prompts are then what the model takes without its tokenizer or text encoder, such as its
+            `example_prompts`.
+        seed: of random weights.
+        options: what else the model's `from_pretrained` takes: for the published families `source`, where
+            its checkpoint is if not in its repository, and `revision` and `token` of the hub.
 
     Raises:
-        UnknownNameError: there is no such model.
-        CheckpointError: its weights cannot be read.
+        UnknownNameError: there is no such model, or it takes no such option.
+        CheckpointError: its weights cannot be read, or nobody recognises them.
     """
     import torch
 
-    model_class = load_class("model", name)
+    if name not in _points("model"):
+        name, options["source"] = _recognised(name), name
+    model_class = load_class("model", str(name))
     try:
         device = torch.device(device)
     except RuntimeError as error:
@@ -151,7 +168,63 @@ def load_model(
         raise ArkvError(f"the device is {str(device)!r}, but torch finds no such device; try 'cpu'") from None
     if dtype is None:
         dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-    return model_class.from_pretrained(dtype=torch_dtype(dtype), device=device)
+    dtype = torch_dtype(dtype)
+    _check_options(str(name), model_class, options)
+    if not random_weights:
+        return model_class.from_pretrained(dtype=dtype, device=device, **options)
+    model = model_class.from_pretrained(dtype=dtype, device=torch.device("meta"), **options)
+    return _with_random_weights(model, device, seed)
+
+
+def _recognised(source: str | Path) -> str:
+    """The name of the model whose checkpoint is at a path or in a repository of the hub."""
+    from arkv.hub import fetch, is_hub_id
+
+    points = _points("model")
+    exists = Path(source).exists()
+    if not exists and not is_hub_id(source):
+        raise UnknownNameError("model", str(source), points)
+    candidates = {}
+    for name in sorted(points):
+        try:
+            candidates[name] = load_class("model", name).recognises
+        except ArkvError:  # somebody's package is broken; it is not needed to find another one
+            continue
+    found = [name for name, recognises in candidates.items() if recognises(source)]
+    if not found and not exists:
+        folder = fetch(source, ("config.json",))
+        found = [name for name, recognises in candidates.items() if recognises(folder)]
+    if len(found) == 1:
+        return found[0]
+    told = f"may be any of {', '.join(found)}" if found else "is recognised by no registered model"
+    example = found[0] if found else "NAME"
+    raise CheckpointError(f"{source} {told}: name it, as in load_model({example!r}, source={str(source)!r})")
+
+
+def _check_options(name: str, model_class: type[Model], options: dict[str, Any]) -> None:
+    """Raise `UnknownNameError` unless the model's `from_pretrained` takes these options."""
+    known = inspect.signature(model_class.from_pretrained).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
+        return
+    for option in options:
+        if option not in known:
+            raise UnknownNameError(f"option of the model {name}", option, known.keys() - {"dtype", "device"})
+
+
+def _with_random_weights(model: Model, device: torch.device, seed: int) -> Model:
+    """A model on the meta device, moved to a device and filled there."""
+    from arkv.checkpoint import draw_weights_
+
+    if tables := [name for name, _ in model.named_buffers()]:
+        raise ArkvError(
+            f"{model.spec.name} has tables beside its weights ({tables[0]}) that cannot be drawn: load its "
+            "checkpoint"
+        )
+    if device.type == "meta":
+        return model
+    model.to_empty(device=device)
+    draw_weights_(model, seed)
+    return model
 
 
 def _points(kind: Kind) -> dict[str, EntryPoint]:

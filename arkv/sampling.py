@@ -30,17 +30,24 @@ class Sampling:
             from all.
         top_p: draw from the smallest set of tokens with at least this probability (arXiv 1904.09751),
             after `top_k`; None from all.
+        guided_tokens: visual tokens from the first on that are guided; those after them are drawn from the
+            conditional logits (LlamaGen's `cfg_interval`). None: all.
     """
 
     guidance: float = 1.0
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float | None = None
+    guided_tokens: int | None = None
 
     @property
     def guided(self) -> bool:
         """Whether unconditional rows are needed."""
-        return self.guidance != 1.0
+        return self.guidance != 1.0 and self.guided_tokens != 0
+
+    def guides(self, position: int) -> bool:
+        """Whether the visual token at a position is guided."""
+        return self.guided and (self.guided_tokens is None or position < self.guided_tokens)
 
     def check(self, vocabulary: int) -> None:
         """Raise `ArkvError` for a value out of range or of the wrong type."""
@@ -57,6 +64,9 @@ class Sampling:
             raise ArkvError(f"temperature is {self.temperature}: take 0 for the likeliest token")
         if self.top_k is not None and not (isinstance(self.top_k, int) and 1 <= self.top_k <= vocabulary):
             raise ArkvError(f"top_k is {self.top_k}: expected 1 to {vocabulary}, the size of the vocabulary")
+        guided = self.guided_tokens
+        if guided is not None and (isinstance(guided, bool) or not isinstance(guided, int) or guided < 0):
+            raise ArkvError(f"guided_tokens is {guided!r}: expected a whole number, 0 or more")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ArkvError(f"top_p is {self.top_p}: expected more than 0 and at most 1")
 

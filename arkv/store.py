@@ -3,20 +3,25 @@
 One locked TensorDict holds all of it. Keys and values are one leaf a layer, `[rows, slots, head_dim]`,
 because Inductor keeps an in-place write in place only on a tensor of its own; positions and a policy's
 statistics are one leaf for all layers, `[layers, rows, slots]`, so that a policy ranks every layer in one
-call. `slots` lays the heads of a layer end to end, `capacity` slots each.
+call. `slots` is the pool of a layer: its heads laid end to end, each with as many slots as its budget
+asks for. Layers may have pools of different sizes; the common leaves are as wide as the widest, and what
+lies beyond a layer's pool is padding.
 
 Nothing is ever moved. A key is stored after its rotation, attention does not care in which order keys lie,
-and an eviction only names the slots that the next tokens overwrite.
+and an eviction only names the slots that the next tokens overwrite. Where the heads of a layer share
+their pool, a slot belongs to whichever head it was last named for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor
+from torch.nn.functional import pad
 
 from arkv.errors import ArkvError, BudgetError
 from arkv.grid import Grid
@@ -27,7 +32,13 @@ FREE = -1
 CONDITION = -2
 """Position of a slot with a condition token: resident to the end, outside every budget."""
 PADDING = -3
-"""Position of a slot that a left-padded condition leaves empty for good."""
+"""Position of a slot that a left-padded condition, or a smaller layer, leaves empty for good."""
+
+HeadFields = Mapping[str, torch.dtype | tuple[torch.dtype, Literal["tokens"]]]
+"""Per-head statistics: a dtype for one number a head, or with "tokens" for one for each visual token."""
+
+BLOCK = 16
+"""Slots that attention over unequal heads takes at a time."""
 
 
 @dataclass(frozen=True)
@@ -35,22 +46,66 @@ class CachePlan:
     """What a policy asks for before anything is allocated.
 
     Attributes:
-        budget: visual slots of a head right after an eviction, `B`.
+        budget: visual slots of a head right after an eviction, `B`: one number for all, or one for each
+            key head of each layer.
         period: visual tokens decoded between two evictions, `P`.
+        shared: whether the heads of a layer lend each other slots. Then only the sum of a layer's budgets
+            is fixed, and `select` may name any slot of the layer for any head.
     """
 
-    budget: int
+    budget: int | tuple[tuple[int, ...], ...]
     period: int
+    shared: bool = False
 
     def __post_init__(self) -> None:
-        for name, value in (("budget", self.budget), ("period", self.period)):
+        by_head = self.budget if isinstance(self.budget, tuple) else ((self.budget,),)
+        if not all(isinstance(layer, tuple) for layer in by_head):
+            raise BudgetError(f"a plan with a budget of {self.budget!r}: expected a tuple of numbers a layer")
+        for name, value in [("budget", b) for layer in by_head for b in layer] + [("period", self.period)]:
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise BudgetError(f"a plan with a {name} of {value!r}: expected a whole number, at least 1")
 
-    def visual_slots(self, grid: Grid) -> int:
-        """Visual slots to allocate for a head: budget and period, never more than whole periods of tokens."""
-        periods = -(-grid.tokens // self.period)
-        return min(self.budget + self.period, periods * self.period)
+    def budgets(self, spec: ModelSpec) -> list[list[int]]:
+        """The budget of every key head, by layer.
+
+        Raises:
+            BudgetError: there are not as many as the model has heads.
+        """
+        if isinstance(self.budget, int):
+            return [[self.budget] * spec.kv_heads for _ in range(spec.layers)]
+        shape = {len(layer) for layer in self.budget}
+        if len(self.budget) != spec.layers or shape != {spec.kv_heads}:
+            raise BudgetError(
+                f"a plan for {len(self.budget)} layers of {sorted(shape)} heads: {spec.name} has "
+                f"{spec.layers} layers of {spec.kv_heads} key heads"
+            )
+        return [list(layer) for layer in self.budget]
+
+    def mean_budget(self, spec: ModelSpec) -> float:
+        """Visual slots of a head right after an eviction, on average over all heads."""
+        return sum(map(sum, self.budgets(spec))) / (spec.layers * spec.kv_heads)
+
+    def visual_slots(self, spec: ModelSpec) -> list[list[int]]:
+        """Visual slots to allocate for every key head, by layer.
+
+        Budget and period, never more than whole periods of tokens.
+        """
+        most = -(-spec.grid.tokens // self.period) * self.period
+        return [[min(budget + self.period, most) for budget in layer] for layer in self.budgets(spec)]
+
+
+class Blocks(NamedTuple):
+    """The slots of unequal heads in blocks of `BLOCK`, each of one head.
+
+    Attributes:
+        slot: int64 `[..., blocks * BLOCK]`, index within the pool; 0 where a block is not full.
+        filled: bool, as `slot`: where a block has a slot.
+        head: int64 `[..., blocks]`, the key head of each block.
+    """
+
+    slot: Tensor
+    filled: Tensor
+    head: Tensor
 
 
 class Store:
@@ -60,21 +115,29 @@ class Store:
 
     Args:
         spec: the model's shape.
-        plan: budget and period.
+        plan: budgets and period.
         rows: sequences of the batch, both guidance rows of a picture counted.
         condition: condition tokens of a row, padding included.
         fields: per-slot statistics to allocate, name to dtype.
         dtype: of keys and values.
         device: where to allocate.
+        head_fields: per-head statistics to allocate, name to dtype; a head has one number, or, with a dtype
+            and "tokens", one for each visual token.
+        guided: whether the second half of the rows are the unconditional ones of the first half.
 
     Attributes:
-        tensors: the locked TensorDict with leaves `keys`/`values` -> `"0"`, `"1"`, ... and `slots` ->
-            `position` and the statistics.
-        keys: the key leaves by layer, `[rows, slots, head_dim]`.
+        spec: the model's shape.
+        plan: budgets and period.
+        tensors: the locked TensorDict with leaves `keys`/`values` -> `"0"`, `"1"`, ..., `slots` ->
+            `position` and the statistics, `heads` -> the per-head statistics.
+        keys: the key leaves by layer, `[rows, pool, head_dim]`.
         values: the value leaves by layer.
-        position: int32 `[layers, rows, kv_heads, capacity]`: index of the visual token in each slot, or
-            `FREE`, `CONDITION`, `PADDING`.
-        capacity: slots of a head: condition, budget and period.
+        position: int32 `[layers, rows, slots]`: index of the visual token in each slot, or `FREE`,
+            `CONDITION`, `PADDING`.
+        head: int64, `[layers, 1 or rows, slots]`: the key head that each slot belongs to; `kv_heads`
+            beyond a layer's pool.
+        pools: slots of a row in each layer.
+        slots: the most slots of a row in any layer.
     """
 
     def __init__(
@@ -86,53 +149,90 @@ class Store:
         fields: Mapping[str, torch.dtype],
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
+        head_fields: HeadFields | None = None,
+        guided: bool = False,
     ) -> None:
-        if "position" in fields:
-            raise ArkvError("a policy's field may not be called 'position': the store has its own")
-        self.grid, self.plan = spec.grid, plan
-        self.rows, self.condition = rows, condition
+        head_fields = head_fields or {}
+        if "position" in fields or "head" in fields:
+            raise ArkvError("a policy's field may not be called 'position' or 'head': the store has its own")
+        if both := fields.keys() & head_fields.keys():
+            raise ArkvError(f"{sorted(both)[0]!r} is both a field of slots and one of heads")
+        self.spec, self.grid, self.plan = spec, spec.grid, plan
+        self.rows, self.condition, self.guided = rows, condition, guided
         self.layers, self.kv_heads, self.head_dim = spec.layers, spec.kv_heads, spec.head_dim
-        self.capacity = condition + plan.visual_slots(spec.grid)
-        slots = self.kv_heads * self.capacity
+        visual = plan.visual_slots(spec)
+        self.pools = [sum(condition + n for n in layer) for layer in visual]
+        self.slots = max(self.pools)
+        # Heads of one size, each in its own part of the pool, are attended to as one dense tensor.
+        self.dense = [not plan.shared and len(set(layer)) == 1 for layer in visual]
         names = [str(layer) for layer in range(self.layers)]
 
         def leaves() -> dict[str, Tensor]:
             return {
-                name: torch.zeros(rows, slots, self.head_dim, dtype=dtype, device=device) for name in names
+                name: torch.zeros(rows, pool, self.head_dim, dtype=dtype, device=device)
+                for name, pool in zip(names, self.pools, strict=True)
             }
 
-        shape = (self.layers, rows, slots)
+        shape = (self.layers, rows, self.slots)
         statistics = {name: torch.zeros(shape, dtype=kind, device=device) for name, kind in fields.items()}
+        of_heads = {
+            name: torch.zeros(self.layers, rows, self.kv_heads, *size, dtype=kind, device=device)
+            for name, (kind, size) in sizes_of(head_fields, spec.grid).items()
+        }
+        # The plan's own layout: where each head begins, and to whom each slot belongs at first.
+        sizes = torch.tensor(visual) + condition
+        starts = sizes.cumsum(-1) - sizes
+        owners = [torch.arange(self.kv_heads).repeat_interleave(layer) for layer in sizes]
+        owner = torch.stack([pad(o, (0, self.slots - len(o)), value=self.kv_heads) for o in owners])
+        outside = owner == self.kv_heads
+        offset = torch.arange(self.slots) - pad(starts, (0, 1)).gather(1, owner)
+        self.starts = starts.to(device)
+        self._first_head = owner[:, None].to(device)
+        # The condition token that stands in each slot, or `condition` where none does.
+        self._condition_index = torch.where(outside, condition, offset).clamp(max=condition).to(device)
+        self._empty = torch.where(outside, PADDING, FREE).to(device, torch.int32)[:, None]
+
+        # A pool that is shared changes hands; the plan's layout is for good.
+        head = self._first_head.expand(shape).clone() if plan.shared else self._first_head
         position = torch.full(shape, FREE, dtype=torch.int32, device=device)
+        blocks = None if all(self.dense) else blocks_of(head, self.kv_heads)
         self.tensors = TensorDict(
-            {"keys": leaves(), "values": leaves(), "slots": {"position": position} | statistics},
+            {
+                "keys": leaves(),
+                "values": leaves(),
+                "slots": {"position": position} | statistics,
+                "heads": of_heads,
+                "layout": {"head": head} | ({} if blocks is None else {"blocks": blocks._asdict()}),
+            },
             batch_size=[],
         ).lock_()
-        self.fields = tuple(fields)
+        self.fields, self.head_fields = tuple(fields), tuple(head_fields)
         # Looked up once: a TensorDict access per layer and step from Python is not free.
         self.keys = [self.tensors["keys", name] for name in names]
         self.values = [self.tensors["values", name] for name in names]
-        self.position = self._by_head(position)
-        heads = torch.arange(self.layers * rows * self.kv_heads, device=device)
-        # Where each head begins, in the flat view of all layers' slots and of one layer's.
-        self._starts = heads.view(self.layers, rows, self.kv_heads) * self.capacity
-        self._layer_starts = self._starts[0]
+        self.position, self.head, self.blocks = position, head, blocks
+        self._row_starts = torch.arange(rows, device=device)[:, None] * torch.tensor(
+            [self.slots, *self.pools], device=device
+        ).view(-1, 1, 1)
+        self._layer_starts = torch.arange(self.layers, device=device).view(-1, 1, 1) * (rows * self.slots)
 
     def __getitem__(self, field: str) -> Tensor:
-        """A statistic of the policy, `[layers, rows, kv_heads, capacity]`, a view of the store."""
-        return self._by_head(self.tensors["slots", field])
+        """A statistic: `[layers, rows, slots]`, or of heads `[layers, rows, kv_heads]` or `[..., N]`."""
+        return self.tensors["heads" if field in self.head_fields else "slots", field]
 
-    def _by_head(self, leaf: Tensor) -> Tensor:
-        return leaf.view(self.layers, self.rows, self.kv_heads, self.capacity)
+    @property
+    def equal(self) -> bool:
+        """Whether all heads of all layers have as many slots, each in its own part of the pool."""
+        return all(self.dense) and len(set(self.pools)) == 1
 
     @property
     def resident(self) -> Tensor:
-        """Bool `[layers, rows, kv_heads, capacity]`: where a token is held, condition or visual."""
+        """Bool `[layers, rows, slots]`: where a token is held, condition or visual."""
         return (self.position >= 0) | (self.position == CONDITION)
 
     @property
     def recyclable(self) -> Tensor:
-        """Bool `[layers, rows, kv_heads, capacity]`: slots of visual tokens, held or free."""
+        """Bool `[layers, rows, slots]`: slots of visual tokens, held or free."""
         return self.position >= FREE
 
     @property
@@ -142,8 +242,34 @@ class Store:
 
     @property
     def nbytes(self) -> int:
-        """Bytes allocated in all: keys, values, positions and statistics."""
+        """Bytes allocated in all: keys, values, positions, statistics and the layout of unequal heads."""
         return sum(leaf.nbytes for leaf in self.tensors.values(include_nested=True, leaves_only=True))
+
+    def by_head(self, x: Tensor) -> Tensor:
+        """View `[..., slots]` as `[..., kv_heads, capacity]`.
+
+        Raises:
+            ArkvError: the heads do not all have as many slots.
+        """
+        if not self.equal:
+            raise ArkvError("heads of different sizes cannot be seen as one block; use store.head instead")
+        return x.unflatten(-1, (self.kv_heads, -1))
+
+    def of_slots(self, x: Tensor) -> Tensor:
+        """What each slot's head has: `[layers, rows, kv_heads]` to `[layers, rows, slots]`; zero outside."""
+        padded = pad(x, (0, 1))
+        return padded.gather(-1, self.head.expand(self.position.shape))
+
+    def sum_by_head(self, x: Tensor) -> Tensor:
+        """Sum over the slots of each head: `[layers, rows, slots]` to float32 `[layers, rows, kv_heads]`."""
+        if self.equal:
+            return self.by_head(x).sum(-1, dtype=torch.float32)
+        slot, filled, head = self.blocks or blocks_of(self.head, self.kv_heads)
+        slot, filled = (leaf.expand(self.layers, self.rows, -1) for leaf in (slot, filled))
+        sums = (x.gather(-1, slot) * filled).unflatten(-1, (-1, BLOCK)).sum(-1, dtype=torch.float32)
+        # A product, not a scattered sum: the same result whenever it is computed.
+        member = head[..., None, :] == torch.arange(self.kv_heads, device=x.device)[:, None]
+        return (member.float() @ sums[..., None])[..., 0]
 
     def reset_(self, mask: Tensor) -> None:
         """Forget every visual token and lay out the condition slots.
@@ -152,11 +278,17 @@ class Store:
             mask: bool `[rows, condition]`, False on padding.
         """
         # Keys and values too: a free slot has weight zero, but zero times a NaN left behind is NaN.
-        for leaf in [*self.keys, *self.values, *(self[field] for field in self.fields)]:
+        statistics = [self[field] for field in (*self.fields, *self.head_fields)]
+        for leaf in [*self.keys, *self.values, *statistics]:
             leaf.zero_()
-        self.position.fill_(FREE)
+        if self.plan.shared:
+            self.head.copy_(self._first_head.expand_as(self.head))
+            self._lay_out_()
         laid_out = torch.where(mask, CONDITION, PADDING).to(torch.int32)
-        self.position[..., : self.condition] = laid_out[None, :, None]
+        laid_out = pad(laid_out, (0, 1), value=FREE)
+        index = self._condition_index[:, None].expand(-1, self.rows, -1)
+        words = laid_out.expand(self.layers, -1, -1).gather(-1, index)
+        self.position.copy_(torch.where(words == FREE, self._empty, words))
 
     def fill_condition_(self, layer: int, key: Tensor, value: Tensor) -> None:
         """Store the condition tokens of one layer.
@@ -166,38 +298,106 @@ class Store:
             key: `[rows, condition, kv_heads, head_dim]`.
             value: as `key`.
         """
+        places = self.starts[layer][:, None] + torch.arange(self.condition, device=self.starts.device)
         for leaf, new in ((self.keys[layer], key), (self.values[layer], value)):
-            by_head = leaf.view(self.rows, self.kv_heads, self.capacity, self.head_dim)
-            by_head[:, :, : self.condition] = new.transpose(1, 2)
+            leaf[:, places.flatten()] = new.transpose(1, 2).flatten(1, 2).to(leaf.dtype)
 
-    def claim_(self, slots: Tensor, step: Tensor) -> Tensor:
+    def claim_(self, slots: Tensor, step: Tensor) -> list[Tensor]:
         """Give one slot of every head to a new token: its position is set, its statistics start at zero.
 
         Args:
-            slots: int64 `[layers, rows, kv_heads]`, index within the head.
+            slots: int64 `[layers, rows, kv_heads]`, index within the layer's pool.
             step: int64 0-d, position of the visual token.
 
         Returns:
-            int64 `[layers, rows * kv_heads]`: where `write_` puts the token's key and value.
+            By layer, int64 `[rows * kv_heads]`: where `write_` puts the token's key and value.
         """
-        everywhere = ((self._starts + slots).flatten(),)
+        everywhere = (self._everywhere(slots).flatten(),)
         token = step.to(torch.int32).expand(everywhere[0].shape)
-        self.tensors["slots", "position"].view(-1).index_put_(everywhere, token)
+        self.position.view(-1).index_put_(everywhere, token)
         for field in self.fields:
-            leaf = self.tensors["slots", field].view(-1)
+            leaf = self[field].view(-1)
             leaf.index_put_(everywhere, leaf.new_zeros(()))
-        return (self._layer_starts + slots).flatten(1)
+        return list((self._row_starts[1:] + slots).flatten(1).unbind())
 
     def free_(self, slots: Tensor) -> None:
         """Mark slots free.
 
         Args:
-            slots: int64 `[layers, rows, kv_heads, n]`, indices within each head, none of them a
+            slots: int64 `[layers, rows, kv_heads, n]`, indices within each layer's pool, none of them a
                 condition slot.
         """
-        everywhere = (self._starts[..., None] + slots).flatten()
-        leaf = self.tensors["slots", "position"].view(-1)
+        everywhere = self._everywhere(slots.flatten(2)).flatten()
+        leaf = self.position.view(-1)
         leaf.index_put_((everywhere,), leaf.new_full((), FREE))
+
+    def free_where_(self, mask: Tensor) -> None:
+        """Mark slots free.
+
+        Args:
+            mask: bool `[layers, rows, slots]`, nowhere True at a condition slot or padding.
+        """
+        self.position.copy_(torch.where(mask, FREE, self.position))
+
+    def assign_(self, slots: Tensor) -> None:
+        """Hand slots of a shared pool to the heads that they are named for; nothing where none is shared.
+
+        Args:
+            slots: int64 `[layers, rows, kv_heads, n]`, indices within each layer's pool.
+        """
+        if not self.plan.shared:
+            return
+        heads = torch.arange(self.kv_heads, device=slots.device)[:, None].expand(slots.shape)
+        self.head.view(-1).index_put_((self._everywhere(slots.flatten(2)).flatten(),), heads.flatten())
+        self._lay_out_()
+
+    def _everywhere(self, slots: Tensor) -> Tensor:
+        """Indices within a pool, `[layers, rows, n]`, as indices into the common leaves."""
+        return self._layer_starts + self._row_starts[0] + slots
+
+    def _lay_out_(self) -> None:
+        assert self.blocks is not None
+        for held, new in zip(self.blocks, blocks_of(self.head, self.kv_heads), strict=True):
+            held.copy_(new)
+
+
+def sizes_of(head_fields: HeadFields, grid: Grid) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    """Dtype and shape within a head of per-head statistics."""
+    return {
+        name: (kind[0], (grid.tokens,)) if isinstance(kind, tuple) else (kind, ())
+        for name, kind in head_fields.items()
+    }
+
+
+def blocks_of(head: Tensor, kv_heads: int) -> Blocks:
+    """Sort slots into blocks of one head each.
+
+    Args:
+        head: int64 `[layers, rows, slots]`, the key head of each slot; `kv_heads` for one of nobody.
+        kv_heads: heads of a layer.
+
+    Returns:
+        As many blocks as any distribution of the slots over the heads can need, `slots // BLOCK + kv_heads`.
+    """
+    shape, slots = head.shape[:-1], head.shape[-1]
+    blocks = slots // BLOCK + kv_heads
+    ordered, order = head.sort(dim=-1, stable=True)
+    # Where each head begins in that order, and, last, the slots of nobody.
+    heads = torch.arange(kv_heads + 1, device=head.device).expand(*shape, -1)
+    starts = torch.searchsorted(ordered, heads.contiguous())
+    needed = (starts.diff(dim=-1) + BLOCK - 1) // BLOCK
+    ends = needed.cumsum(-1)
+    # Slots of nobody go to one place past the end.
+    first_place = pad((ends - needed) * BLOCK, (0, 1), value=blocks * BLOCK)
+    rank = torch.arange(slots, device=head.device) - starts.gather(-1, ordered)
+    place = (first_place.gather(-1, ordered) + rank).clamp(max=blocks * BLOCK)
+    place = torch.where(ordered == kv_heads, blocks * BLOCK, place)
+    empty = torch.zeros(*shape, blocks * BLOCK + 1, dtype=torch.long, device=head.device)
+    slot = empty.scatter(-1, place, order)[..., :-1]
+    filled = empty.bool().scatter(-1, place, True)[..., :-1]
+    index = torch.arange(blocks, device=head.device)
+    owner = (ends[..., None, :] <= index[:, None]).sum(-1).clamp(max=kv_heads - 1)
+    return Blocks(slot.contiguous(), filled.contiguous(), owner)
 
 
 def write_(leaf: Tensor, index: Tensor, new: Tensor) -> None:
@@ -205,7 +405,7 @@ def write_(leaf: Tensor, index: Tensor, new: Tensor) -> None:
 
     Args:
         leaf: `[rows, slots, head_dim]`, a leaf of the store.
-        index: int64 `[rows * kv_heads]`, of one layer, from `Store.claim_`.
+        index: int64 `[rows * kv_heads]`, of this layer, from `Store.claim_`.
         new: `[rows, 1, kv_heads, head_dim]`.
     """
     head_dim = leaf.shape[-1]

@@ -14,15 +14,30 @@ def axis_angles(positions: Tensor, pairs: int, theta: float) -> Tensor:
     """Angles of one axis.
 
     Args:
-        positions: `[n]`, any real dtype; the coordinate of each token on this axis.
+        positions: `[...]`, any real dtype; the coordinate of each token on this axis.
         pairs: number of rotated pairs that this axis owns.
         theta: base of the geometric series of frequencies.
 
     Returns:
-        float32 `[n, pairs]`, radians.
+        float32 `[..., pairs]`, radians.
     """
     frequencies = theta ** (-torch.arange(pairs, dtype=torch.float32) / pairs)
-    return positions.float()[:, None] * frequencies.to(positions.device)
+    return positions.float()[..., None] * frequencies.to(positions.device)
+
+
+def sequence_rotation(positions: Tensor, head_dim: int, theta: float) -> Tensor:
+    """Rotation of tokens in a sequence: every pair turns with the position.
+
+    Args:
+        positions: `[...]` place of each token.
+        head_dim: width of a head, even.
+        theta: base of the frequencies.
+
+    Returns:
+        float32 `[..., head_dim]`: the cosines of the `head_dim / 2` pairs, then their sines.
+    """
+    angles = axis_angles(positions, head_dim // 2, theta)
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
 def grid_rotation(rows: Tensor, columns: Tensor, head_dim: int, theta: float) -> Tensor:

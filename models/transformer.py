@@ -19,7 +19,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from arkv.attention import causal_attention
+from arkv.checkpoint import WeightSlot
 from arkv.models.rope import rotate
+
+HEAD_NORM_EPS = 1e-5
+"""Epsilon of the normalisation of queries and keys, which Chameleon sets apart from that of its RMSNorms."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class TransformerConfig:
         head_dim: width of one head.
         hidden: width of the SwiGLU inside.
         norm_eps: epsilon of every RMSNorm.
+        qk_norm: whether queries and keys are normalised before they are rotated (see `HeadNorm`).
     """
 
     layers: int
@@ -43,6 +48,7 @@ class TransformerConfig:
     head_dim: int
     hidden: int
     norm_eps: float = 1e-6
+    qk_norm: bool = False
 
     def __post_init__(self) -> None:
         if self.heads % self.kv_heads:
@@ -64,6 +70,26 @@ class RMSNorm(nn.Module):
         return (wide * scale).to(x.dtype) * self.weight
 
 
+class HeadNorm(nn.Module):
+    """LayerNorm within each head, then a scale and a shift of the head's own.
+
+    Keeps the norms of queries and keys from growing in training (Chameleon, arXiv 2405.09818, section 2.3).
+
+    Args:
+        heads: number of heads.
+        head_dim: width of one.
+    """
+
+    def __init__(self, heads: int, head_dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(heads, head_dim))
+        self.bias = nn.Parameter(torch.zeros(heads, head_dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[..., heads, head_dim]` to the same shape and dtype."""
+        return F.layer_norm(x, x.shape[-1:], eps=HEAD_NORM_EPS) * self.weight + self.bias
+
+
 class Block(nn.Module):
     """One pre-norm transformer block, cut in two at its attention."""
 
@@ -73,6 +99,8 @@ class Block(nn.Module):
         inner = config.heads * config.head_dim
         self.attention_norm = RMSNorm(config.width, config.norm_eps)
         self.qkv = nn.Linear(config.width, inner + 2 * config.kv_heads * config.head_dim, bias=False)
+        self.query_norm = HeadNorm(config.heads, config.head_dim) if config.qk_norm else None
+        self.key_norm = HeadNorm(config.kv_heads, config.head_dim) if config.qk_norm else None
         self.output = nn.Linear(inner, config.width, bias=False)
         self.mlp_norm = RMSNorm(config.width, config.norm_eps)
         self.gate_up = nn.Linear(config.width, 2 * config.hidden, bias=False)
@@ -91,6 +119,8 @@ class Block(nn.Module):
         projected = self.qkv(self.attention_norm(hidden))
         projected = projected.unflatten(-1, (-1, self.head_dim))
         query, key, value = projected.split([self.heads, self.kv_heads, self.kv_heads], dim=-2)
+        if self.query_norm is not None and self.key_norm is not None:
+            query, key = self.query_norm(query), self.key_norm(key)
         return rotate(query, rotation), rotate(key, rotation), value
 
     def merge(self, hidden: Tensor, attended: Tensor) -> Tensor:
@@ -132,3 +162,47 @@ class Transformer(nn.Module):
             query, key, value = block.project(hidden, rotation)
             hidden = block.merge(hidden, causal_attention(query, key, value, mask))
         return self.norm(hidden)
+
+    def weight_slots(self, prefix: str = "", norm_rows: int = 1) -> dict[str, WeightSlot]:
+        """Where the tensors of a checkpoint go that names them as Llama and Chameleon do in transformers.
+
+        Args:
+            prefix: what stands before `layers.0.` and `norm.weight`.
+            norm_rows: rows of the checkpoint's query and key norms, each of which is for an equal number of
+                neighbouring heads; divides both numbers of heads.
+        """
+        slots = {f"{prefix}norm.weight": WeightSlot(self.norm.weight)}
+        for layer, block in enumerate(cast("list[Block]", self.blocks)):
+            slots |= {
+                f"{prefix}layers.{layer}.{name}": slot
+                for name, slot in _block_slots(block, norm_rows).items()
+            }
+        return slots
+
+
+def _block_slots(block: Block, norm_rows: int) -> dict[str, WeightSlot]:
+    kv_width = block.kv_heads * block.head_dim
+    query, key, value = block.qkv.weight.split([block.heads * block.head_dim, kv_width, kv_width])
+    gate, up = block.gate_up.weight.chunk(2)
+    slots = {
+        "input_layernorm": block.attention_norm.weight,
+        "self_attn.q_proj": query,
+        "self_attn.k_proj": key,
+        "self_attn.v_proj": value,
+        "self_attn.o_proj": block.output.weight,
+        "post_attention_layernorm": block.mlp_norm.weight,
+        "mlp.gate_proj": gate,
+        "mlp.up_proj": up,
+        "mlp.down_proj": block.down.weight,
+    }
+    named = {f"{name}.weight": WeightSlot(weight) for name, weight in slots.items()}
+    for name, norm in (("q_norm", block.query_norm), ("k_norm", block.key_norm)):
+        for kind, weight in () if norm is None else norm.named_parameters():
+            named[f"self_attn.{name}.{kind}"] = _spread_rows(weight, norm_rows)
+    return named
+
+
+def _spread_rows(target: Tensor, rows: int) -> WeightSlot:
+    """A slot for fewer rows than the target's, each repeated."""
+    repeats = len(target) // rows
+    return WeightSlot(target, lambda weight: weight.repeat_interleave(repeats, 0), (rows, target.shape[1]))

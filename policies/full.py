@@ -27,4 +27,5 @@ class FullCache(CachePolicy):
     def select(self, store: Store, step: Tensor) -> Tensor:
         """The next free slots."""
         line = torch.arange(store.plan.period, device=store.position.device)
-        return (store.condition + step + line).expand(*store.position.shape[:3], -1)
+        next_slots = store.starts[:, None, :, None] + store.condition + step + line
+        return next_slots.expand(-1, store.rows, -1, -1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -31,9 +30,8 @@ class Random(RankedPolicy):
 
     def score(self, store: Store, step: Tensor) -> Tensor:
         """A number in [0, 2^24) that looks random, from seed, layer, head and position."""
-        layers, _, heads, _ = store.position.shape
-        index: Callable[[int], Tensor] = lambda n: torch.arange(n, device=store.position.device)  # noqa: E731
-        place = index(layers)[:, None, None, None] * heads + index(heads)[:, None]
+        layer = torch.arange(store.layers, device=store.position.device)[:, None, None]
+        place = layer * store.kv_heads + store.head
         mixed = _mix(_mix(place + (self.seed * 1_000_003 & 0xFFFFFFFF)) ^ store.position.long())
         return (mixed & 0xFFFFFF).float()
 

@@ -66,7 +66,7 @@ def test_generate_writes_a_picture_and_how_it_was_made(
     assert image.text["prompt"] == PROMPTS[0]
     assert image.text["seed"] == "7"
     assert image.text["model"] == "scenes"
-    assert image.text["policy"] == "linear:ratio=1/6,anchors=4,recent=48"
+    assert image.text["policy"] == "linear:ratio=1/6,share_rows=False,anchors=4,recent=48,scoring=softmax"
     assert image.text["Software"] == f"arkv {arkv.__version__}"
     settings = json.loads(image.text["settings"])
     assert settings == {
@@ -109,7 +109,7 @@ def test_generate_puts_several_pictures_of_one_file_on_a_sheet(
 
 
 BAD = {
-    "unknown model": (["--model", "scene"], "unknown model 'scene'; did you mean scenes?"),
+    "unknown model": (["--model", "scene"], "'scene'; did you mean scenes?"),
     "unknown policy": (["--policy", "windw"], "unknown policy 'windw'; did you mean window?"),
     "unknown parameter": (["--policy", "linear:anchor=2", "--ratio", "1/6"], "did you mean anchors?"),
     "parameter without value": (["--policy", "linear:anchors"], "expected parameter=value"),
@@ -122,12 +122,12 @@ BAD = {
     "ratio of zero": (["--policy", "window", "--ratio", "0"], "the ratio is 0"),
     "ratio below zero": (["--policy", "window", "--ratio=-1/6"], "the ratio is -1/6"),
     "ratio that is none": (["--policy", "window", "--ratio", "small"], "cannot read the ratio 'small'"),
-    "ratio too small": (["--policy", "linear", "--ratio", "1/100"], "the smallest ratio that does is 52/576"),
+    "ratio too small": (["--policy", "linear", "--ratio", "1/100"], "the smallest ratio that does is 28/576"),
     "unknown word": (["--prompt", "three red dragons"], "unknown word 'dragons'"),
     "empty prompt": (["--prompt", ""], "prompt"),
     "negative seed": (["--seed=-1"], "seed -1"),
     "negative temperature": (["--temperature=-1"], "temperature is -1"),
-    "top-k of zero": (["--top-k", "0"], "top_k is 0"),
+    "top-k below zero": (["--top-k=-1"], "top_k is -1"),
     "top-k above the vocabulary": (["--top-k", "9999"], "expected 1 to "),
     "top-p of zero": (["--top-p", "0"], "top_p is 0"),
     "guidance that is no number": (["--guidance", "nan"], "guidance is nan"),
@@ -534,6 +534,6 @@ def test_demo_writes_a_sheet_and_prints_scores(
 ) -> None:
     out = tmp_path / "demo.png"
     printed = arkv_says(capsys, "demo", "--judged", "0", "--out", out, "--quiet").splitlines()
-    assert [line.split("  ")[0] for line in printed[1:4]] == ["full cache", "LineAR 1/6", "window 1/6"]
+    assert [line.split("  ")[0] for line in printed[1:4]] == ["full cache", "LineAR 1/6", "StreamingLLM 1/6"]
     assert all(line.endswith("of 8") for line in printed[1:4])
     assert Image.open(out).width > 8 * 192

@@ -39,6 +39,9 @@ ROPE_THETA = 100.0
 WEIGHTS = Path(__file__).parent / "weights" / "scenes.safetensors"
 """The checkpoint that the package carries; its model card lies beside it."""
 
+HEAD_PROFILE = WEIGHTS.with_name("heads.json")
+"""Shares of distant attention of the embedded checkpoint's heads, from `arkv profile`."""
+
 DEFAULT_CONFIG = TransformerConfig(layers=6, width=256, heads=4, kv_heads=4, head_dim=64, hidden=704)
 
 
@@ -78,6 +81,7 @@ class Scenes(Model):
             guidance=guidance,
             width=config.width,
             hidden=config.hidden,
+            head_profile=HEAD_PROFILE,
         )
         self.word_embedding = nn.Embedding(IMAGE_ID + 1, config.width)
         self.code_embedding = nn.Embedding(vocabulary, config.width)
@@ -196,6 +200,14 @@ class Scenes(Model):
     def satisfies(self, prompt: str, picture: Tensor) -> bool:
         """The verdict of the exact judge."""
         return judge(picture.numpy(), prompt)
+
+    def group(self, prompt: str) -> str:
+        """The prompt's group in the grammar.
+
+        Raises:
+            PromptError: the prompt is outside the grammar.
+        """
+        return parse_prompt(prompt).group
 
     def forward(self, words: Tensor, tokens: Tensor) -> Tensor:
         """Final hidden state at every place that predicts a visual token, all at once: for training.

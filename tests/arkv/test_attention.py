@@ -1,15 +1,71 @@
+from collections.abc import Sequence
+
 import numpy
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from oracle import Entry, attend
+from torch import Tensor
 
-from arkv.attention import causal_attention, slot_attention
+from arkv.attention import Attended, block_attention, causal_attention, slot_attention
+from arkv.store import BLOCK, blocks_of
+
+BOTH = frozenset({"mass", "scores"})
 
 
-def normal(*shape: int, seed: int) -> torch.Tensor:
+def normal(*shape: int, seed: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def close(got: Tensor | None, expected: Tensor | None) -> None:
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+
+
+def all_close(got: Attended, expected: Attended) -> None:
+    for some, same in zip(got, expected, strict=True):
+        close(some, same)
+
+
+def over_lists(
+    query: Tensor, keys: Tensor, values: Tensor, visible: Tensor, owner: Tensor, kv_heads: int
+) -> Attended:
+    """In float64, head by head over a Python list of the slots it owns; nothing seen gives zeros."""
+    rows, heads, _ = query.shape
+    output, (mass, scores) = numpy.zeros(query.shape), numpy.zeros((2, *visible.shape))
+    exact_query, exact_keys, exact_values = (x.double().numpy() for x in (query, keys, values))
+    for row, head in numpy.ndindex(rows, heads):
+        mine = (owner[row] == head // (heads // kv_heads)) & visible[row]
+        slots = mine.nonzero()[:, 0].tolist()
+        if not slots:
+            continue
+        held = [Entry(slot, exact_keys[row, slot], exact_values[row, slot]) for slot in slots]
+        output[row, head], weights = attend(exact_query[row, head], held)
+        mass[row, slots] += weights
+        scores[row, slots] += exact_keys[row, slots] @ exact_query[row, head] / query.shape[-1] ** 0.5
+    return Attended(*(torch.from_numpy(x).float() for x in (output, mass, scores)))
+
+
+def dealt(sizes: Sequence[Sequence[int]], seed: int) -> Tensor:
+    """Owners of slots in any order, int64 `[rows, slots]`: of each head as many as asked for.
+
+    Rows with fewer slots than the others are filled up with slots of nobody.
+    """
+    slots, nobody = max(1, *map(sum, sizes)), len(sizes[0])
+    rows = []
+    for index, row in enumerate(sizes):
+        heads = [head for head, size in enumerate(row) for _ in range(size)]
+        owners = torch.tensor(heads + [nobody] * (slots - len(heads)))
+        rows.append(owners[normal(slots, seed=seed + index).argsort()])
+    return torch.stack(rows)
+
+
+def in_blocks(owner: Tensor, kv_heads: int) -> tuple[Tensor, ...]:
+    """The blocks of one layer."""
+    return tuple(leaf[0] for leaf in blocks_of(owner[None], kv_heads))
+
+
+# Slots of heads that all have as many
 
 
 @given(
@@ -19,55 +75,202 @@ def normal(*shape: int, seed: int) -> torch.Tensor:
     capacity=st.integers(1, 7),
     seed=st.integers(0, 1000),
 )
-def test_a_query_over_slots_is_softmax_attention_over_what_is_held(
+def test_a_query_over_slots_is_softmax_attention_over_what_it_may_see(
     rows: int, kv_heads: int, group: int, capacity: int, seed: int
 ) -> None:
     query = normal(rows, kv_heads * group, 4, seed=seed)
     keys, values = (normal(rows, kv_heads * capacity, 4, seed=seed + i) for i in (1, 2))
-    resident = normal(rows, kv_heads, capacity, seed=seed + 3) > 0
-    resident[..., -1] = True
-    attended, mass = slot_attention(query, keys, values, resident, needs_mass=True)
-    assert mass is not None
-    for row, head in numpy.ndindex(rows, kv_heads):
-        slots = [head * capacity + i for i in range(capacity) if resident[row, head, i]]
-        held = [Entry(s, keys[row, s].double().numpy(), values[row, s].double().numpy()) for s in slots]
-        total = numpy.zeros(len(held))
-        for q in range(head * group, (head + 1) * group):
-            expected, weights = attend(query[row, q].double().numpy(), held)
-            numpy.testing.assert_allclose(attended[row, q], expected, atol=1e-5)
-            total += weights
-        numpy.testing.assert_allclose(mass[row, head][resident[row, head]], total, atol=1e-5)
-    assert torch.equal(mass == 0, ~resident)
+    visible = normal(rows, kv_heads * capacity, seed=seed + 3) > 0
+    visible[:, ::capacity] = True
+    owner = torch.arange(kv_heads).repeat_interleave(capacity).expand(rows, -1)
+    attended = slot_attention(query, keys, values, visible, kv_heads, BOTH)
+    all_close(attended, over_lists(query, keys, values, visible, owner, kv_heads))
+    assert torch.equal(attended.mass == 0, ~visible)
+    assert attended.scores is not None
+    assert not attended.scores[~visible].any()
 
 
-def test_mass_is_not_computed_for_those_who_do_not_ask() -> None:
-    held = torch.ones(1, 1, 3, dtype=torch.bool)
+@pytest.mark.parametrize(
+    "asked",
+    [frozenset(), frozenset({"mass"}), frozenset({"scores"}), BOTH],
+    ids=lambda names: "+".join(sorted(names)),
+)
+def test_only_what_is_asked_for_is_computed(asked: frozenset[str]) -> None:
+    seen, owner = torch.ones(1, 3, dtype=torch.bool), torch.zeros(1, 3, dtype=torch.long)
     query, slots = normal(1, 2, 4, seed=0), normal(1, 3, 4, seed=1)
-    attended, mass = slot_attention(query, slots, slots, held, needs_mass=False)
-    assert mass is None
-    assert torch.equal(attended, slot_attention(query, slots, slots, held, needs_mass=True)[0])
+    dense = query, slots, slots, seen, 1
+    in_parts = query, slots, slots, seen, *in_blocks(owner, 1), 1
+    for attention, arguments in ((slot_attention, dense), (block_attention, in_parts)):
+        some, whole = attention(*arguments, asked), attention(*arguments, BOTH)
+        assert torch.equal(some.output, whole.output)
+        for name in ("mass", "scores"):
+            assert (getattr(some, name) is not None) == (name in asked)
+            assert name not in asked or torch.equal(getattr(some, name), getattr(whole, name))
+    assert attention(*arguments)[1:] == (None, None)
 
 
 def test_scores_are_exponentiated_without_overflow() -> None:
     query = torch.full((1, 1, 4), 100.0)
     keys = torch.stack([torch.full((4,), 100.0), torch.full((4,), -100.0)])[None]
-    held = torch.ones(1, 1, 2, dtype=torch.bool)
-    attended, mass = slot_attention(query, keys, keys, held, needs_mass=True)
-    assert torch.equal(attended, query)
-    assert mass is not None
-    assert mass.tolist() == [[[1.0, 0.0]]]
+    seen = torch.ones(1, 2, dtype=torch.bool)
+    attended = slot_attention(query, keys, keys, seen, 1, BOTH)
+    assert torch.equal(attended.output, query)
+    assert attended.mass is not None
+    assert attended.mass.tolist() == [[1.0, 0.0]]
+    assert attended.scores is not None
+    assert attended.scores.tolist() == [[2e4, -2e4]]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_narrow_types_come_back_narrow_with_mass_in_float32(dtype: torch.dtype) -> None:
-    held = torch.ones(1, 1, 5, dtype=torch.bool)
-    query, slots = normal(1, 2, 4, seed=0), normal(1, 5, 4, seed=1)
-    exact, _ = slot_attention(query, slots, slots, held, needs_mass=False)
-    attended, mass = slot_attention(query.to(dtype), slots.to(dtype), slots.to(dtype), held, needs_mass=True)
-    assert attended.dtype == dtype
-    assert mass is not None
-    assert mass.dtype == torch.float32
-    torch.testing.assert_close(attended.float(), exact, atol=3e-2, rtol=0)
+def test_narrow_types_come_back_narrow_with_the_rest_in_float32(dtype: torch.dtype) -> None:
+    seen = torch.ones(1, 40, dtype=torch.bool)
+    query, slots = normal(1, 4, 4, seed=0), normal(1, 40, 4, seed=1)
+    narrow = query.to(dtype), slots.to(dtype), slots.to(dtype)
+    blocks = in_blocks(torch.arange(2).repeat_interleave(20)[None], 2)
+    exact = slot_attention(query, slots, slots, seen, 2, BOTH)
+    for attended in (
+        slot_attention(*narrow, seen, 2, BOTH),
+        block_attention(*narrow, seen, *blocks, 2, BOTH),
+    ):
+        assert attended.output.dtype == dtype
+        torch.testing.assert_close(attended.output.float(), exact.output, atol=3e-2, rtol=0)
+        for got, expected in ((attended.mass, exact.mass), (attended.scores, exact.scores)):
+            assert got is not None
+            assert got.dtype == torch.float32
+            torch.testing.assert_close(got, expected, atol=5e-2, rtol=0)
+
+
+# Slots of heads of any size
+
+
+@st.composite
+def deals(draw: st.DrawFn) -> tuple[Tensor, int, int, int]:
+    """Owners of slots, key heads, query heads of each, and a seed."""
+    kv_heads, rows = draw(st.integers(1, 4)), draw(st.integers(1, 3))
+    sizes = st.lists(
+        st.one_of(st.integers(0, 3), st.integers(0, 3 * BLOCK), st.just(BLOCK)),
+        min_size=kv_heads,
+        max_size=kv_heads,
+    )
+    seed = draw(st.integers(0, 1000))
+    owner = dealt(draw(st.lists(sizes, min_size=rows, max_size=rows)), seed)
+    if draw(st.booleans()):
+        owner = owner[:1].expand(rows, -1)
+    return owner, kv_heads, draw(st.integers(1, 3)), seed
+
+
+@given(deals(), st.sampled_from([0.0, 0.5, 1.0]))
+def test_a_query_over_blocks_is_softmax_attention_over_what_its_head_owns(
+    deal: tuple[Tensor, int, int, int], hidden: float
+) -> None:
+    owner, kv_heads, group, seed = deal
+    rows, slots = owner.shape
+    query = normal(rows, kv_heads * group, 4, seed=seed + 10) * 2
+    keys, values = (normal(rows, slots, 4, seed=seed + i) for i in (11, 12))
+    noise = torch.rand(rows, slots, generator=torch.Generator().manual_seed(seed))
+    visible = (noise >= hidden) & (owner < kv_heads)
+    attended = block_attention(query, keys, values, visible, *in_blocks(owner, kv_heads), kv_heads, BOTH)
+    all_close(attended, over_lists(query, keys, values, visible, owner, kv_heads))
+    assert attended.mass is not None
+    assert attended.scores is not None
+    assert torch.equal(attended.mass == 0, ~visible)
+    assert not attended.scores[~visible].any()
+    # The mass of a key head is one for each of its query heads, unless it sees nothing.
+    for row, head in numpy.ndindex(rows, kv_heads):
+        seen = visible[row] & (owner[row] == head)
+        assert attended.mass[row][owner[row] == head].sum().item() == pytest.approx(
+            group * bool(seen.any()), abs=1e-4
+        )
+
+
+@given(
+    rows=st.integers(1, 3),
+    kv_heads=st.integers(1, 3),
+    group=st.integers(1, 3),
+    capacity=st.sampled_from([1, 5, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK]),
+    seed=st.integers(0, 1000),
+)
+def test_blocks_of_equal_heads_give_what_dense_attention_gives(
+    rows: int, kv_heads: int, group: int, capacity: int, seed: int
+) -> None:
+    query = normal(rows, kv_heads * group, 8, seed=seed)
+    keys, values = (normal(rows, kv_heads * capacity, 8, seed=seed + i) for i in (1, 2))
+    visible = normal(rows, kv_heads * capacity, seed=seed + 3) > 0
+    visible[:, ::capacity] = True
+    blocks = in_blocks(torch.arange(kv_heads).repeat_interleave(capacity)[None], kv_heads)
+    all_close(
+        block_attention(query, keys, values, visible, *blocks, kv_heads, BOTH),
+        slot_attention(query, keys, values, visible, kv_heads, BOTH),
+    )
+
+
+def test_one_layout_for_all_rows_is_the_same_layout_for_each() -> None:
+    owner = dealt([[3, 0, 2 * BLOCK + 1]], seed=0)
+    query = normal(4, 6, 4, seed=1)
+    keys, values = (normal(4, owner.shape[1], 4, seed=i) for i in (2, 3))
+    visible = normal(4, owner.shape[1], seed=4) > -1
+    one = block_attention(query, keys, values, visible, *in_blocks(owner, 3), 3, BOTH)
+    each = block_attention(query, keys, values, visible, *in_blocks(owner.expand(4, -1), 3), 3, BOTH)
+    assert all(torch.equal(a, b) for a, b in zip(one, each, strict=True))
+
+
+def test_a_head_that_sees_nothing_gives_zeros_beside_heads_that_see() -> None:
+    owner = dealt([[20, 20, 0]], seed=0)
+    query, keys = normal(1, 6, 4, seed=1), normal(1, 40, 4, seed=2)
+    visible = owner == 1
+    attended = block_attention(query, keys, keys, visible, *in_blocks(owner, 3), 3, BOTH)
+    assert not attended.output[:, [0, 1, 4, 5]].any()
+    assert attended.output[:, [2, 3]].all()
+    assert attended.mass is not None
+    assert attended.mass.sum().item() == pytest.approx(2)
+    nothing = block_attention(query, keys, keys, visible & False, *in_blocks(owner, 3), 3, BOTH)
+    assert not any(x.any() for x in nothing if x is not None)
+
+
+@pytest.mark.parametrize("height", [100.0, 1e15])
+def test_blocks_far_apart_are_put_together_without_overflow(height: float) -> None:
+    """One block's scores are far above the others', whichever block of the head it is."""
+    for best in range(3 * BLOCK):
+        query = torch.full((1, 1, 4), height)
+        keys = torch.full((1, 3 * BLOCK, 4), -height)
+        keys[0, best] = height
+        values = normal(1, 3 * BLOCK, 4, seed=0)
+        seen, owner = torch.ones(1, 3 * BLOCK, dtype=torch.bool), torch.zeros(1, 3 * BLOCK, dtype=torch.long)
+        attended = block_attention(query, keys, values, seen, *in_blocks(owner, 1), 1, BOTH)
+        close(attended.output[0, 0], values[0, best])
+        assert attended.mass is not None
+        assert attended.mass[0].nonzero().tolist() == [[best]]
+
+
+def test_heads_do_not_depend_on_how_large_the_others_are() -> None:
+    """Equal to the last bit: a picture is the same whatever the layout beside it."""
+    query, keys, values = normal(1, 3, 4, seed=0), normal(1, 200, 4, seed=1), normal(1, 200, 4, seed=2)
+    seen, outputs = torch.ones(1, 200, dtype=torch.bool), []
+    for others in (1, 17, 90):
+        owner = torch.tensor([0] * 20 + [1] * others + [2] * others + [3] * (180 - 2 * others))[None]
+        outputs.append(block_attention(query, keys, values, seen, *in_blocks(owner, 3), 3).output[0, 0])
+    assert torch.equal(outputs[0], outputs[1])
+    assert torch.equal(outputs[0], outputs[2])
+
+
+def test_blocks_are_one_graph_and_nothing_is_recorded_for_a_backward_pass() -> None:
+    torch._dynamo.reset()
+    traced = torch.compile(block_attention, fullgraph=True, backend="aot_eager", dynamic=False)
+    query = normal(2, 4, 8, seed=0)
+    keys, values = (normal(2, 50, 8, seed=i) for i in (1, 2))
+    with torch.inference_mode():
+        for seed in (3, 4):  # another layout is the same graph
+            owner = dealt([[9, 41], [30, 20]], seed)
+            visible = normal(2, 50, seed=seed) > -1
+            arguments = (query, keys, values, visible, *in_blocks(owner, 2), 2, BOTH)
+            with torch.compiler.set_stance("default" if seed == 3 else "fail_on_recompile"):
+                got = traced(*arguments)
+            all_close(got, block_attention(*arguments))
+            assert not any(x.requires_grad for x in got)
+    torch._dynamo.reset()
+
+
+# A whole sequence
 
 
 @given(

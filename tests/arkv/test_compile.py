@@ -1,6 +1,6 @@
 """Eager against compiled, and how many graphs there are."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -10,6 +10,7 @@ from torch._dynamo.utils import counters
 from arkv import ArkvError, CachePolicy, Decoder
 
 PROMPTS = [(1, 2, 3), (4,)]
+Kind = Callable[..., CachePolicy]
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +55,25 @@ def test_compiled_pictures_are_the_eager_ones_and_one_block_serves_all_layers() 
     assert counted[0] <= 7
 
 
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("shared", [False, True])
+def test_unequal_heads_are_compiled_once_and_give_the_eager_logits(sums: Kind, shared: bool) -> None:
+    """Slots that change hands are values to a graph, not shapes."""
+    model, unequal = Tiny(), sums(budget=1, budgets=((1, 9), (5, 3)), shared=shared)
+    compiled, eager = Decoder(model, unequal, compile="inductor"), Decoder(model, unequal)
+    tokens = compiled.generate(PROMPTS, guidance=1.5, temperature=1.5).tokens
+    assert torch.equal(tokens, eager.generate(PROMPTS, guidance=1.5, temperature=1.5).tokens)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        other = compiled.generate([(5, 6), (7, 0, 1)], seeds=[7, 8], guidance=1.5, temperature=1.5).tokens
+        forced = compiled.teacher_force(PROMPTS, other, guidance=1.5).raw
+    expected = eager.teacher_force(PROMPTS, other, guidance=1.5).raw
+    torch.testing.assert_close(forced, expected, atol=1e-4, rtol=1e-4)
+
+
+# Inductor is slow. The conformance suite traces the verbs of all policies; these have all kinds of needs.
+@pytest.mark.parametrize(
+    "name",
+    [n if n in ("full", "often", "diagonal") else pytest.param(n, marks=pytest.mark.slow) for n in POLICIES],
+)
 def test_6_compiled_tokens_and_logits_are_the_eager_ones(name: str) -> None:
     model = Tiny()
     eager = Decoder(model, policy(name))

@@ -1,3 +1,4 @@
+import itertools
 import math
 from dataclasses import dataclass
 from fractions import Fraction
@@ -7,11 +8,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import GRID, Tiny
+from tiny import GRID, Tiny, random_tokens
+from torch import Tensor
 
-from arkv import ArkvError, CachePolicy, Decoder, Grid, RankedPolicy, Store
+from arkv import ArkvError, CachePlan, CachePolicy, Decoder, Grid, RankedPolicy, Store
 from arkv.errors import BudgetError
-from arkv.policy import resolve_budget
+from arkv.loop import Loop, check_selection
+from arkv.policies.linear import LineAR
+from arkv.policy import least_of_head, least_of_layer, rank_in_head, resolve_budget
 
 SPEC = Tiny().spec
 
@@ -77,29 +81,34 @@ class Scored(RankedPolicy):
     def least_budget(self, grid: Grid) -> int:
         return len(self.safe)
 
-    def protected(self, store: Store, step: torch.Tensor) -> torch.Tensor:
+    def protected(self, store: Store, step: Tensor) -> Tensor:
         return torch.isin(store.position, torch.tensor([*self.safe, 99]))
 
-    def score(self, store: Store, step: torch.Tensor) -> torch.Tensor:
+    def score(self, store: Store, step: Tensor) -> Tensor:
         return store["score"]
 
 
-def filled(policy: CachePolicy, tokens: int, padding: int = 1) -> Store:
+def filled(policy: CachePolicy, tokens: int, padding: int = 1, rows: int = 1, guided: bool = False) -> Store:
     """A store of two condition slots in which the first visual tokens lie in raster order."""
-    store = Store(SPEC, policy.plan(GRID, SPEC), 1, 2, policy.fields, torch.float32)
-    store.reset_(torch.arange(2)[None] >= padding)
+    plan = policy.plan(GRID, SPEC)
+    store = Store(SPEC, plan, rows, 2, policy.fields, torch.float32, guided=guided)
+    store.reset_(torch.arange(2).expand(rows, -1) >= padding)
     for position in range(tokens):
-        store.claim_(torch.full((SPEC.layers, 1, SPEC.kv_heads), 2 + position), torch.tensor(position))
+        slots = store.starts[:, None] + 2 + position
+        store.claim_(slots.expand(-1, rows, -1), torch.tensor(position))
     return store
 
 
-def given_up(policy: CachePolicy, store: Store, step: int) -> list[int]:
-    """Positions evicted from the first head; every head must give up `period` slots of visual tokens."""
+def write_scores(store: Store, scores: Tensor) -> None:
+    """Give the visual tokens, in raster order, these scores, `[..., tokens]`."""
+    store.by_head(store["score"])[..., 2 : 2 + scores.shape[-1]] = scores
+
+
+def given_up(policy: CachePolicy, store: Store, step: int) -> Tensor:
+    """Positions evicted, `[layers, rows, kv_heads, period]`, of slots that may be given up."""
     slots = policy.select(store, torch.tensor(step))
-    assert slots.shape == (*store.position.shape[:3], store.plan.period)
-    assert all(len(set(head)) == store.plan.period for head in slots.flatten(0, 2).tolist())
-    assert store.recyclable.gather(-1, slots).all()
-    return store.position.gather(-1, slots)[0, 0, 0].tolist()
+    check_selection(policy, store, slots)
+    return store.position.gather(-1, slots.flatten(2)).view(slots.shape)
 
 
 # NaN is not worth keeping, and nothing is worth more than what is protected.
@@ -111,7 +120,7 @@ def test_the_worst_go_first_whatever_the_scores(data: st.DataObject) -> None:
     policy = Scored(budget=9, safe=tuple(data.draw(st.sets(st.integers(0, 13), max_size=9))))
     store = filled(policy, 14)
     drawn = data.draw(st.lists(scores, min_size=14, max_size=14))
-    store["score"][..., 2:16] = torch.tensor(drawn)
+    write_scores(store, torch.tensor(drawn))
     victims = given_up(policy, store, 14)
 
     def worth(position: int) -> float:
@@ -120,7 +129,17 @@ def test_the_worst_go_first_whatever_the_scores(data: st.DataObject) -> None:
         return -bound if math.isnan(score) else min(max(score, -bound), bound)
 
     rest = sorted((p for p in range(14) if p not in policy.safe), key=lambda p: (worth(p), p))
-    assert sorted(victims) == sorted(rest[:5])
+    assert all(head == rest[:5] for head in victims.flatten(0, 2).tolist())
+
+
+def test_heads_and_rows_choose_for_themselves() -> None:
+    policy = Scored(budget=9)
+    store = filled(policy, 14, rows=3)
+    drawn = torch.rand(2, 3, 2, 14, generator=torch.Generator().manual_seed(0))
+    write_scores(store, drawn)
+    victims = given_up(policy, store, 14)
+    assert torch.equal(victims, drawn.argsort(-1)[..., :5].int())
+    assert len({tuple(head) for head in victims.flatten(0, 2).tolist()}) == 12
 
 
 @pytest.mark.parametrize("value", [0.0, 1e30, math.inf, -math.inf, math.nan])
@@ -128,17 +147,152 @@ def test_of_equal_scores_the_oldest_goes(value: float) -> None:
     policy = Scored(budget=9, safe=(1, 3))
     store = filled(policy, 14)
     store["score"].fill_(value)
-    assert sorted(given_up(policy, store, 14)) == [0, 2, 4, 5, 6]
+    assert (given_up(policy, store, 14) == torch.tensor([0, 2, 4, 5, 6])).all()
 
 
 def test_free_slots_go_first_even_before_the_worst() -> None:
     policy = Scored(budget=9)
     store = filled(policy, 12)
     store["score"].fill_(-math.inf)
-    assert given_up(policy, store, 12) == [-1, -1, 0, 1, 2]
+    assert (given_up(policy, store, 12) == torch.tensor([-1, -1, 0, 1, 2])).all()
     store = filled(policy, 3)
     store["score"].fill_(-math.inf)
-    assert given_up(policy, store, 3) == [-1] * 5
+    assert (given_up(policy, store, 3) == -1).all()
+
+
+# Both rows of a picture
+
+
+@given(st.data())
+def test_rows_that_share_keep_the_same_tokens_ranked_by_the_sum(data: st.DataObject) -> None:
+    safe = tuple(data.draw(st.sets(st.integers(0, 13), max_size=5)))
+    policy = Scored(budget=9, safe=safe, share_rows=True)
+    store = filled(policy, 14, rows=4, guided=True)
+    # Small whole numbers: sums are exact, and many of them equal.
+    whole = st.lists(st.integers(-3, 3), min_size=14, max_size=14)
+    drawn = torch.tensor(data.draw(st.lists(whole, min_size=16, max_size=16))).view(2, 4, 2, 14).float()
+    write_scores(store, drawn)
+    victims = given_up(policy, store, 14)
+    for layer, picture, head in itertools.product(range(2), range(2), range(2)):
+        total = (drawn[layer, picture, head] + drawn[layer, 2 + picture, head]).tolist()
+        expected = sorted((p for p in range(14) if p not in safe), key=lambda p: (total[p], p))[:5]
+        assert victims[layer, picture, head].tolist() == expected
+        assert victims[layer, 2 + picture, head].tolist() == expected
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, 2.0**100])
+def test_a_sum_of_rows_is_a_number_whatever_the_scores(value: float) -> None:
+    policy = Scored(budget=9, safe=(2,), share_rows=True)
+    store = filled(policy, 14, rows=2, guided=True)
+    drawn = torch.zeros(2, 2, 2, 14)
+    drawn[:, 0, :, 5] = value
+    drawn[:, 1, :, 5] = -value
+    write_scores(store, drawn)
+    victims = given_up(policy, store, 14)
+    assert not (victims == 2).any()
+    assert torch.equal(victims[:, 0], victims[:, 1])
+
+
+def test_rows_without_guidance_have_nothing_to_share() -> None:
+    drawn = torch.rand(2, 4, 2, 14, generator=torch.Generator().manual_seed(0))
+    victims = []
+    for share_rows in (False, True):
+        policy = Scored(budget=9, share_rows=share_rows)
+        store = filled(policy, 14, rows=4)
+        write_scores(store, drawn)
+        victims.append(given_up(policy, store, 14))
+    assert torch.equal(*victims)
+
+
+@torch.inference_mode()
+def test_rows_that_share_hold_the_same_tokens_to_the_end() -> None:
+    """The unconditional rows have a shorter condition, other keys and other statistics."""
+    held = {}
+    for share_rows in (False, True):
+        model, same = Tiny(), []
+        condition = model.condition([(1, 2, 3), (4,)], guided=True)
+        policy = LineAR(budget=8, anchors=2, recent=2, share_rows=share_rows)
+        loop = Loop(model, policy, *condition.mask.shape, "none", guided=True)
+        loop.prefill_(condition)
+        tokens = random_tokens(model, 2).repeat(2, 1)
+        for position in range(GRID.tokens - 1):
+            loop.advance_(tokens[:, position], position)
+            by_row = loop.store.by_head(loop.store.position).sort(-1).values.unflatten(1, (2, 2))
+            by_row = by_row.clamp(min=-1)
+            same.append(torch.equal(by_row[:, 0], by_row[:, 1]))
+        held[share_rows] = same
+    assert all(held[True])
+    assert not all(held[False])
+
+
+# The order of slots
+
+
+@st.composite
+def pools(draw: st.DrawFn, shared: bool | None = None) -> tuple[Store, Tensor]:
+    """A store with tokens anywhere, and what its slots are worth; many are worth the same."""
+    kv_heads, layers, rows = draw(st.integers(1, 4)), draw(st.integers(1, 2)), draw(st.integers(1, 2))
+    spec = Tiny(GRID, layers, kv_heads, kv_heads).spec
+    by_head = st.lists(st.integers(1, 20), min_size=kv_heads, max_size=kv_heads).map(tuple)
+    budgets = tuple(draw(st.lists(by_head, min_size=layers, max_size=layers)))
+    shared = draw(st.booleans()) if shared is None else shared
+    store = Store(spec, CachePlan(budgets, draw(st.integers(1, 7)), shared), rows, 2, {}, torch.float32)
+    store.reset_(torch.arange(2).expand(rows, -1) >= 1)
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    shape = store.position.shape
+    if shared:
+        strange = torch.randint(kv_heads, shape, generator=generator)
+        store.head.copy_(torch.where(store.recyclable, strange, store.head))
+    # Heads hold the same token each, some slots are free, and tokens lie in no order.
+    tokens = torch.randint(-1, GRID.tokens, shape, generator=generator, dtype=torch.int32)
+    store.position.copy_(torch.where(store.recyclable, tokens, store.position))
+    worth = torch.randint(-2, 3, shape, generator=generator).float()
+    worth = torch.where(store.position < 0, -torch.inf, worth)
+    return store, torch.where(store.recyclable, worth, torch.inf)
+
+
+def slots_in_order(store: Store, worth: Tensor, layer: int, row: int) -> list[tuple[int, int]]:
+    """Slot and head, from the least worth to the greatest; the older of equal ones first."""
+    position, owner = store.position[layer, row].tolist(), store.head.expand(worth.shape)[layer, row].tolist()
+    value = worth[layer, row].tolist()
+    order = sorted(range(store.slots), key=lambda slot: (value[slot], position[slot], owner[slot], slot))
+    return [(slot, owner[slot]) for slot in order]
+
+
+@given(pools(shared=False))
+def test_the_least_of_every_head(pool: tuple[Store, Tensor]) -> None:
+    store, worth = pool
+    got = least_of_head(store, worth)
+    assert got.shape == (store.layers, store.rows, store.kv_heads, store.plan.period)
+    assert got.dtype == torch.int64
+    for layer, row, head in itertools.product(*map(range, got.shape[:3])):
+        mine = [slot for slot, owner in slots_in_order(store, worth, layer, row) if owner == head]
+        assert got[layer, row, head].tolist() == mine[: store.plan.period]
+
+
+@given(pools())
+def test_the_least_of_a_layer(pool: tuple[Store, Tensor]) -> None:
+    store, worth = pool
+    got = least_of_layer(store, worth)
+    assert got.shape == (store.layers, store.rows, store.kv_heads, store.plan.period)
+    for layer, row in itertools.product(*map(range, got.shape[:2])):
+        order = [slot for slot, _ in slots_in_order(store, worth, layer, row)]
+        assert got[layer, row].flatten().tolist() == order[: store.kv_heads * store.plan.period]
+
+
+@given(pools())
+def test_the_rank_of_a_slot_in_its_head(pool: tuple[Store, Tensor]) -> None:
+    store, worth = pool
+    got = rank_in_head(store, worth)
+    assert got.shape == worth.shape
+    for layer, row in itertools.product(*map(range, got.shape[:2])):
+        order = slots_in_order(store, worth, layer, row)
+        for head in range(store.kv_heads):
+            mine = [slot for slot, owner in order if owner == head]
+            assert got[layer, row, mine].tolist() == list(range(len(mine)))
+
+
+# Any policy
 
 
 @pytest.mark.parametrize("value", [0.0, math.inf, -math.inf, math.nan])
@@ -147,7 +301,7 @@ def test_pictures_come_out_whatever_the_scores(value: float) -> None:
     class Constant(RankedPolicy):
         source: ClassVar[str] = "test"
 
-        def score(self, store: Store, step: torch.Tensor) -> torch.Tensor:
+        def score(self, store: Store, step: Tensor) -> Tensor:
             return torch.full_like(store.position, value, dtype=torch.float32)
 
     tokens = Decoder(Tiny(), Constant(budget=6)).generate([(1, 2)]).tokens
@@ -176,10 +330,10 @@ def test_a_ratio_that_rounds_to_nothing_names_one_that_works() -> None:
     assert Scored(ratio="1/20").plan(GRID, SPEC).budget == 1
 
 
-def test_a_policy_that_asks_for_mass_has_to_look_at_it() -> None:
-    @dataclass(frozen=True, kw_only=True)
+@pytest.mark.parametrize("need", ["mass", "scores", "queries"])
+def test_a_policy_that_has_needs_has_to_look(need: str) -> None:
     class Blind(Scored):
-        needs_mass: ClassVar[bool] = True
+        needs: ClassVar[frozenset[str]] = frozenset({need})
 
     with pytest.raises(NotImplementedError, match="Blind"):
         Decoder(Tiny(), Blind(budget=4)).generate([(1,)])

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arkv.models.rope import axis_angles, grid_rotation, rotate
+from arkv.models.rope import axis_angles, grid_rotation, rotate, sequence_rotation
 
 places = st.tuples(st.integers(-1, 30), st.integers(-11, 30))
 
@@ -68,3 +68,21 @@ def test_rows_of_a_batch_may_have_rotations_of_their_own() -> None:
     both = rotate(x, rotation)
     for row in range(2):
         assert torch.equal(both[[row]], rotate(x[[row]], rotation[[row]]))
+
+
+@given(st.integers(0, 99), st.integers(0, 5000))
+def test_in_a_sequence_every_pair_turns_with_the_position(seed: int, position: int) -> None:
+    x = vector(seed)
+    rotation = sequence_rotation(torch.tensor([[position]]), 8, 10_000.0)
+    angles = position * 10_000.0 ** (-numpy.arange(4) / 4)
+    pairs = torch.complex(x[:4], x[4:]).numpy() * numpy.exp(1j * angles)
+    expected = numpy.concatenate([pairs.real, pairs.imag])
+    numpy.testing.assert_allclose(rotate(x[None, None, None], rotation)[0, 0, 0], expected, atol=3e-3)
+
+
+def test_rows_of_a_batch_may_count_from_places_of_their_own() -> None:
+    places = torch.tensor([[0, 0, 1, 2], [0, 1, 2, 3]])
+    rotation = sequence_rotation(places, 6, 10_000.0)
+    assert rotation.shape == (2, 4, 6)
+    assert torch.equal(rotation[0, 1:], rotation[1, :3])
+    assert torch.equal(rotation[0, 0], torch.tensor([1.0, 1, 1, 0, 0, 0]))

@@ -1,10 +1,14 @@
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from arkv.models.rope import grid_rotation
-from arkv.models.transformer import Block, RMSNorm, Transformer, TransformerConfig
+from arkv.checkpoint import load_weights_
+from arkv.models.rope import grid_rotation, sequence_rotation
+from arkv.models.transformer import Block, HeadNorm, RMSNorm, Transformer, TransformerConfig
 
 CONFIG = TransformerConfig(layers=3, width=16, heads=4, kv_heads=2, head_dim=8, hidden=24)
 
@@ -120,3 +124,65 @@ def test_the_weights_are_few_and_known() -> None:
         "gate_up.weight": (48, 16),
         "down.weight": (16, 24),
     }
+
+
+@torch.inference_mode()
+def test_queries_and_keys_are_normalised_head_by_head_before_they_are_rotated() -> None:
+    block, (hidden, rotation) = make(replace(CONFIG, qk_norm=True)).blocks[0], inputs()
+    plain = Block(CONFIG).eval()
+    plain.load_state_dict(block.state_dict(), strict=False)
+    still = torch.cat([torch.ones(1, 9, 4), torch.zeros(1, 9, 4)], -1)
+    bare = plain.project(hidden, still)
+    normed = block.project(hidden, still)
+    for norm, x, found in zip((block.query_norm, block.key_norm), bare, normed, strict=False):
+        assert isinstance(norm, HeadNorm)
+        for head in range(len(norm.weight)):
+            expected = F.layer_norm(x[:, :, head], (8,), norm.weight[head], norm.bias[head], 1e-5)
+            torch.testing.assert_close(found[:, :, head], expected)
+    turned = block.project(hidden, rotation)
+    for one, other in zip(turned, normed, strict=True):
+        torch.testing.assert_close(one.norm(dim=-1), other.norm(dim=-1))
+    assert torch.equal(turned[2], bare[2])
+
+
+def test_norms_of_queries_and_keys_are_weights_only_where_asked_for() -> None:
+    names = {name for name, _ in Block(replace(CONFIG, qk_norm=True)).named_parameters()}
+    extra = names - {name for name, _ in Block(CONFIG).named_parameters()}
+    assert extra == {f"{norm}.{kind}" for norm in ("query_norm", "key_norm") for kind in ("weight", "bias")}
+
+
+@torch.inference_mode()
+def test_llama_in_transformers_is_this_transformer(tmp_path: Path) -> None:
+    from transformers import LlamaConfig, LlamaModel
+
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4}
+    config = LlamaConfig(**sizes, num_key_value_heads=2, head_dim=8, vocab_size=5, rms_norm_eps=1e-6)
+    llama = LlamaModel(config).eval()
+    generator = torch.Generator().manual_seed(4)
+    for weight in llama.parameters():
+        weight.normal_(1.0 if weight.ndim == 1 else 0.0, 0.4, generator=generator)
+    torch.save(
+        {f"model.{name}": weight for name, weight in llama.state_dict().items()}, tmp_path / "llama.bin"
+    )
+    transformer = Transformer(CONFIG).eval()
+    load_weights_(transformer.weight_slots("model."), [tmp_path / "llama.bin"], ["model.embed_tokens.weight"])
+    hidden, mask = inputs()[0], torch.ones(2, 9, dtype=torch.bool)
+    mask[0, :3] = False
+    found = transformer(hidden, sequence_rotation(torch.arange(9), 8, 10_000.0)[None], mask)
+    expected = llama(inputs_embeds=hidden, attention_mask=mask).last_hidden_state
+    torch.testing.assert_close(found[mask], expected[mask], atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 4])
+def test_norms_that_heads_share_in_a_checkpoint_are_spread(rows: int, tmp_path: Path) -> None:
+    transformer = Transformer(TransformerConfig(1, 16, 4, 4, 8, 24, qk_norm=True))
+    slots = transformer.weight_slots("", rows)
+    state = {name: torch.randn(slot.wanted) for name, slot in slots.items()}
+    assert state["layers.0.self_attn.q_norm.weight"].shape == (rows, 8)
+    torch.save(state, tmp_path / "weights.bin")
+    load_weights_(slots, [tmp_path / "weights.bin"])
+    norm = transformer.blocks[0].key_norm
+    for head in range(4):
+        shared = head * rows // 4
+        assert torch.equal(norm.weight[head], state["layers.0.self_attn.k_norm.weight"][shared])
+        assert torch.equal(norm.bias[head], state["layers.0.self_attn.k_norm.bias"][shared])

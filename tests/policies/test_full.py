@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import oracle
 import pytest
 import torch
@@ -5,6 +7,8 @@ from tiny import GRID, Tiny, random_tokens
 
 from arkv import Grid, load_policy
 from arkv.policies.full import FullCache
+
+SPEC = Tiny().spec
 
 
 @pytest.mark.parametrize("grid", [GRID, Grid(3, 3, newline=True), Grid(1, 7), Grid(7, 1)], ids=str)
@@ -21,11 +25,12 @@ def test_every_token_stays(grid: Grid) -> None:
 
 def test_there_is_a_slot_for_every_token_and_none_to_spare() -> None:
     for grid in (GRID, Grid(24, 24), Grid(48, 48, newline=True)):
-        plan = FullCache().plan(grid, Tiny().spec)
-        assert plan.budget == plan.visual_slots(grid) == grid.tokens
+        plan = FullCache().plan(grid, SPEC)
+        spec = replace(SPEC, grid=grid)
+        assert plan.budgets(spec) == plan.visual_slots(spec) == [[grid.tokens] * 2] * 2
 
 
 def test_it_costs_nothing_to_look_at_and_has_nothing_to_set() -> None:
-    assert not FullCache.needs_mass
+    assert not FullCache.needs
     assert not FullCache.fields
     assert load_policy("full") == FullCache()

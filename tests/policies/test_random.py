@@ -9,6 +9,7 @@ from tiny import GRID, Tiny, random_tokens
 from arkv import Grid, Store
 from arkv.loop import recycle_
 from arkv.policies.random import Random
+from arkv.testing.stores import positions
 
 SPEC = Tiny().spec
 Samples = dict[tuple[int, ...], set[int]]
@@ -24,8 +25,7 @@ def survivors(policy: Random, rows: int = 1, grid: Grid = GRID, layers: int = 2)
         step = torch.tensor(position)
         if position % store.plan.period == 0:
             slots = recycle_(policy, store, step)
-            places = numpy.ndindex(*store.position.shape[:3])
-            history[position] = {p: {t for t in store.position[p].tolist() if t >= 0} for p in places}
+            history[position] = {place: set(held) for place, held in positions(store).items()}
         store.claim_(slots[..., position % store.plan.period], step)
     return history
 

@@ -7,7 +7,7 @@ from tiny import GRID, Tiny, random_tokens
 
 from arkv import Grid
 from arkv.errors import BudgetError
-from arkv.policies.window import SlidingWindow
+from arkv.policies.window import SlidingWindow, StreamingLLM
 
 SPEC = Tiny().spec
 
@@ -42,15 +42,25 @@ def test_a_worked_example() -> None:
     assert line[15] == [0, 1, 9, 10, 11, 12, 13, 14, 15]
 
 
-def test_there_are_four_sinks_and_they_have_to_fit() -> None:
-    assert SlidingWindow(budget=8).sinks == 4
-    assert SlidingWindow(budget=4).plan(GRID, SPEC).budget == 4
+@torch.inference_mode()
+def test_streaming_is_the_window_with_four_sinks() -> None:
+    assert SlidingWindow(budget=8).sinks == 0
+    model = Tiny()
+    watched = [
+        oracle.watch(model, policy, [(1,)], random_tokens(model, 1), 1.0, oracle.keep_all)[0]
+        for policy in (StreamingLLM(budget=8), SlidingWindow(budget=8, sinks=4))
+    ]
+    assert watched[0] == watched[1]
+
+
+def test_sinks_have_to_fit() -> None:
+    assert StreamingLLM(budget=4).plan(GRID, SPEC).budget == 4
     with pytest.raises(BudgetError, match=r"3 of 20 slots is below the 4.*smallest ratio that does is 4/20"):
-        SlidingWindow(budget=3).plan(GRID, SPEC)
+        StreamingLLM(budget=3).plan(GRID, SPEC)
     with pytest.raises(BudgetError, match="sinks is -1"):
         SlidingWindow(budget=3, sinks=-1)
 
 
 def test_attention_is_not_looked_at() -> None:
-    assert not SlidingWindow.needs_mass
+    assert not SlidingWindow.needs
     assert not SlidingWindow.fields

@@ -12,7 +12,6 @@ from arkv.models.scenes.drawing import (
     MARGIN,
     MAX_SIZE,
     MIN_SIZE,
-    RELATION_GAP,
     SIDE,
     Scene,
     SceneObject,
@@ -63,8 +62,9 @@ def test_objects_keep_their_distances(text: str, seed: int) -> None:
         assert max(abs(one.x - other.x), abs(one.y - other.y)) - reach >= GAP
     if prompt.relation is not None:
         first, second = scene.objects
-        ahead = second.x - first.x if prompt.relation == "left of" else second.y - first.y
-        assert ahead >= (first.size + second.size) / 4 + RELATION_GAP
+        before, after = (first.x, second.x) if prompt.relation == "left of" else (first.y, second.y)
+        assert before + first.size / 2 <= SIDE / 2 - GAP / 2 + 1e-9
+        assert after - second.size / 2 >= SIDE / 2 + GAP / 2 - 1e-9
 
 
 def test_what_the_prompt_leaves_free_varies() -> None:

@@ -1,3 +1,4 @@
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,15 @@ def init(tmp_path: Path, codebook: Codebook) -> Path:
     path.parent.mkdir()
     train.export(model, path, {"pictures": 100, "hours": 1.0})
     return path
+
+
+@pytest.fixture(autouse=True)
+def _settings_of_the_process() -> Iterator[None]:
+    # hypothesis, in the same process, wants the subnormal numbers that training flushes.
+    precision = torch.get_float32_matmul_precision()
+    yield
+    torch.set_flush_denormal(False)
+    torch.set_float32_matmul_precision(precision)
 
 
 @pytest.fixture(autouse=True)

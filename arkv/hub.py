@@ -1,0 +1,68 @@
+"""Checkpoints on the Hugging Face hub, through its own client and cache; a path is taken as it is.
+
+Nothing is asked of the hub at import. The client's variables hold: `HF_HOME`, `HF_HUB_CACHE`, `HF_TOKEN`,
+`HF_HUB_OFFLINE` and the others.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from arkv.errors import CheckpointError
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def is_hub_id(source: str | Path) -> bool:
+    """Whether a text has the form of a repository's name and is no path that exists."""
+    return isinstance(source, str) and bool(HUB_ID.fullmatch(source)) and not Path(source).exists()
+
+
+def fetch(
+    source: str | Path,
+    first: Sequence[str],
+    *others: Sequence[str],
+    revision: str | None = None,
+    token: str | None = None,
+) -> Path:
+    """The file or folder at a path, or a folder of the hub's cache with the files that are needed.
+
+    Args:
+        source: a path, or the name of a repository such as "deepseek-ai/Janus-Pro-1B".
+        first: patterns of the names of the files that are needed.
+        others: what will do instead if the repository has nothing for one of these patterns.
+        revision: branch, tag or commit; None for the main branch.
+        token: for repositories that ask who reads them; None for the one that the client knows.
+
+    Raises:
+        CheckpointError: there is no such path, and the repository or one of the files cannot be had.
+    """
+    path = Path(source).expanduser()
+    if path.exists():
+        return path
+    if not is_hub_id(source):
+        raise CheckpointError(f"there is no file or folder {str(source)!r}")
+    from huggingface_hub import snapshot_download
+
+    folder = Path()
+    for patterns in (first, *others):
+        try:
+            downloaded = snapshot_download(
+                str(source), revision=revision, token=token, allow_patterns=list(patterns)
+            )
+        except Exception as error:  # of the client, of its transport, of the disk
+            raise CheckpointError(
+                f"there is no folder {str(source)!r}, and it cannot be had from the hub: {_reason(error)}"
+            ) from error
+        folder = Path(downloaded)
+        if all(any(folder.glob(pattern)) for pattern in patterns):
+            break
+    return folder
+
+
+def _reason(error: Exception) -> str:
+    """What an exception of the hub's client says, in one line that is not too long."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return f"{text[:300]}..." if len(text) > 300 else text

@@ -1,0 +1,1 @@
+"""A toy model for arkv: gray squares from random weights."""

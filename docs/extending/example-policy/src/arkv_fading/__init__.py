@@ -1,0 +1,1 @@
+"""A cache policy for arkv: attention that fades."""

@@ -1,0 +1,523 @@
+"""LlamaGen (arXiv 2406.06525): pictures of ImageNet's classes, or from a caption.
+
+A Llama over the codes of a picture. Its rotary angles turn with row and column; the condition, a class or
+the states of a T5 encoder, is turned by nothing at all: the published tables have zeros there instead of
+cosines, so queries and keys of condition tokens are zero and only their values speak.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from operator import index
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+import numpy
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from arkv.checkpoint import WeightSlot, empty, load_weights_
+from arkv.errors import CheckpointError, PromptError
+from arkv.grid import Grid
+from arkv.hub import fetch, is_hub_id
+from arkv.model import Block, Condition, Model, ModelSpec
+from arkv.models import transformer, vq
+from arkv.models.captions import CaptionEncoder
+from arkv.models.imagenet import class_names, class_number
+from arkv.models.rope import grid_rotation
+from arkv.models.transformer import Transformer, TransformerConfig
+
+ROPE_THETA = 10_000.0
+UNUSED = ("freqs_cis",)
+"""A table of rotations that some files carry; it is computed."""
+
+CLASSES_REPOSITORY = "FoundationVision/LlamaGen"
+CAPTIONS_REPOSITORY = "peizesun/llamagen_t2i"
+TEXT_ENCODER = "google/flan-t5-xl"
+VQ_MIXIN_FILE = "model.safetensors"
+"""The picture decoder as `FoundationVision/vq-ds16-c2i` has it."""
+
+
+@dataclass(frozen=True)
+class Classes:
+    """Conditioned on one of so many classes; one more stands for no condition."""
+
+    count: int = 1000
+
+
+@dataclass(frozen=True)
+class Captions:
+    """Conditioned on the states of a text encoder.
+
+    Attributes:
+        longest: tokens of a caption at most.
+        width: of a state.
+    """
+
+    longest: int = 120
+    width: int = 2048
+
+
+@dataclass(frozen=True)
+class LlamaGenVariant:
+    """One of the models of the family.
+
+    Attributes:
+        name: what the registry calls it.
+        file: name of its file of weights, as published.
+        transformer: shape of the Llama.
+        side: visual tokens along each side of a picture.
+        kind: what it is conditioned on.
+        guidance: scale that its pictures are best with.
+        top_k: how many of the likeliest codes are drawn from; 0 for all.
+        vq: shape of the picture decoder.
+        vq_file: name of the decoder's file of weights.
+        repository: where both files are published.
+    """
+
+    name: str
+    file: str
+    transformer: TransformerConfig
+    side: int
+    kind: Classes | Captions = Classes()
+    guidance: float = 4.0
+    top_k: int = 2000
+    vq: vq.VQConfig = vq.VQ16
+    vq_file: str = "vq_ds16_c2i.pt"
+    repository: str = CLASSES_REPOSITORY
+
+
+def _llama(layers: int, width: int, heads: int, hidden: int) -> TransformerConfig:
+    return TransformerConfig(layers, width, heads, heads, width // heads, hidden, norm_eps=1e-5)
+
+
+SIZES = {
+    "B": _llama(12, 768, 12, 2048),
+    "L": _llama(24, 1024, 16, 2816),
+    "XL": _llama(36, 1280, 20, 3584),
+    "XXL": _llama(48, 1536, 24, 4096),
+    "3B": _llama(24, 3200, 32, 8704),
+}
+"""The sizes of the paper's table 1."""
+
+
+def _of_classes(size: str, pixels: int) -> LlamaGenVariant:
+    return LlamaGenVariant(
+        f"llamagen-{size.lower()}-{pixels}", f"c2i_{size}_{pixels}.pt", SIZES[size], pixels // 16
+    )
+
+
+def _of_captions(stage: int, pixels: int) -> LlamaGenVariant:
+    return LlamaGenVariant(
+        f"llamagen-t2i-xl-{pixels}",
+        f"t2i_XL_stage{stage}_{pixels}.pt",
+        SIZES["XL"],
+        pixels // 16,
+        Captions(),
+        guidance=7.5,
+        top_k=1000,
+        vq_file="vq_ds16_t2i.pt",
+        repository=CAPTIONS_REPOSITORY,
+    )
+
+
+class LlamaGen(Model):
+    """LlamaGen: square pictures of a class or from a caption.
+
+    A class is given by its number or its name in ImageNet (see `arkv.models.imagenet`), a caption as a text;
+    or, which is the only possibility without a text encoder, as a float tensor `[tokens, width]` of its
+    states. The unconditional row is a class of its own, or as many vectors that were learnt for it as the
+    caption has tokens.
+
+    Defaults as in the authors' `sample_c2i.py` (guidance 4, the 2,000 likeliest codes) and `sample_t2i.py`
+    (guidance 7.5, the 1,000 likeliest), temperature 1, guidance of all tokens. Their FID is measured with
+    other ones: the whole vocabulary and guidance 2.0 (B, L), 1.75 (XL, XXL) or 1.65 (3B). Their
+    `cfg_interval=n` is `guided_tokens=n + 2`.
+
+    Args:
+        variant: which model.
+        encoder: of captions.
+    """
+
+    variant: ClassVar[LlamaGenVariant | None] = None
+    """The one model that a subclass is; None where the name of the file says which."""
+
+    def __init__(self, variant: LlamaGenVariant, encoder: CaptionEncoder | None = None) -> None:
+        super().__init__()
+        config, codes, kind = variant.transformer, variant.vq.codes, variant.kind
+        self.kind = kind
+        self.spec = ModelSpec(
+            name=variant.name,
+            layers=config.layers,
+            heads=config.heads,
+            kv_heads=config.kv_heads,
+            head_dim=config.head_dim,
+            vocabulary=codes,
+            grid=Grid(variant.side, variant.side),
+            max_condition=1 if isinstance(kind, Classes) else kind.longest,
+            guidance=variant.guidance,
+            width=config.width,
+            hidden=config.hidden,
+            top_k=variant.top_k,
+        )
+        self.codes = nn.Embedding(codes, config.width)
+        self.transformer = Transformer(config)
+        self.output = nn.Linear(config.width, codes, bias=False)
+        if isinstance(kind, Classes):
+            self.classes = nn.Embedding(kind.count + 1, config.width)
+        else:
+            self.caption = nn.Sequential(
+                nn.Linear(kind.width, config.width, bias=False),
+                nn.GELU(approximate="tanh"),
+                nn.Linear(config.width, config.width, bias=False),
+            )
+            self.unconditional = nn.Parameter(torch.zeros(kind.longest, kind.width))
+        self.vq = vq.VQDecoder(variant.vq)
+        self.encoder = encoder
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path | None = None,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        decoder: str | Path | None = None,
+        text_encoder: str | Path | None = TEXT_ENCODER,
+        revision: str | None = None,
+        token: str | None = None,
+    ) -> Self:
+        """Load a published checkpoint, or one that the authors' programs wrote.
+
+        Args:
+            source: file of weights, the folder that it is in, or name of a repository on the hub; None for
+                the repository of this class's variant.
+            dtype: of the weights but for the picture decoder's, which are float32.
+            device: where to put them. For the meta device no weight is read.
+            decoder: file of the picture decoder's weights, a folder that it is in, or name of a repository;
+                None for the one beside the weights.
+            text_encoder: folder or repository of the text encoder, for models of captions only; None for
+                none, if captions are given as states.
+            revision: of the repository named by `source`.
+            token: for the hub.
+
+        Raises:
+            CheckpointError: a file is missing, damaged, or belongs to another model.
+        """
+        device = torch.device(device)
+        if source is None:
+            if cls.variant is None:
+                raise CheckpointError(f"no checkpoint is named: give a file such as {VARIANTS[0].file}")
+            if device.type == "meta":
+                return empty(partial(cls, cls.variant), dtype, device)
+            source = cls.variant.repository
+        if cls.variant is None and is_hub_id(source):
+            raise CheckpointError(f"{source} may have several models: load one by its name or class")
+        wanted = () if cls.variant is None else (cls.variant.file, cls.variant.vq_file)
+        variant, file = _find(fetch(source, wanted, revision=revision, token=token), cls.variant)
+        model = empty(partial(cls, variant), dtype, device)
+        if device.type == "meta":
+            return model
+        load_weights_(model.weight_slots(), [file], UNUSED)
+        load_weights_(
+            model.vq.weight_slots("llamagen"), [_find_decoder(decoder, file, variant, token)], vq.UNUSED
+        )
+        if isinstance(variant.kind, Captions) and text_encoder is not None:
+            model.encoder = _encoder(text_encoder, variant.kind, dtype, device, token)
+        return model
+
+    @classmethod
+    def recognises(cls, source: str | Path) -> bool:
+        """Whether a path is that of this model's file, by its name, or of a folder that it is in."""
+        variants = VARIANTS if cls.variant is None else (cls.variant,)
+        return any(_named(Path(source), variant) is not None for variant in variants)
+
+    @property
+    def blocks(self) -> Sequence[Block]:
+        """The transformer blocks in order."""
+        return cast("Sequence[Block]", self.transformer.blocks)
+
+    def check_prompts(self, prompts: Sequence[Any]) -> None:
+        """Look up every class, or look at the shape of every caption.
+
+        Raises:
+            PromptError: there is no such class; or a caption is no text, is a text where there is no encoder,
+                or is a tensor of another shape.
+        """
+        for prompt in prompts:
+            if isinstance(self.kind, Classes):
+                self._class(prompt)
+            else:
+                self._check_caption(prompt)
+
+    def condition(self, prompts: Sequence[Any], guided: bool) -> Condition:
+        """One token a class; the tokens of a caption, left-padded to the longest.
+
+        Raises:
+            PromptError: as `check_prompts`.
+        """
+        if isinstance(self.kind, Classes):
+            numbers = [self._class(prompt) for prompt in prompts]
+            numbers += [self.kind.count] * len(prompts) if guided else []
+            embeddings = self.classes(torch.tensor(numbers, device=self.device))[:, None]
+            mask = torch.ones(embeddings.shape[:2], dtype=torch.bool, device=self.device)
+        else:
+            states = self._states(prompts)
+            length = max(map(len, states))
+            padded = torch.stack([nn.functional.pad(x, (0, 0, length - len(x), 0)) for x in states])
+            absent = torch.tensor([length - len(x) for x in states], device=self.device)
+            mask = torch.arange(length, device=self.device) >= absent[:, None]
+            if guided:
+                blank = self.unconditional[self.kind.longest - length :]
+                padded = torch.cat([padded, blank.expand_as(padded)])
+                mask = mask.repeat(2, 1)  # an unconditional row is as long as the caption beside it
+            embeddings = self.caption(padded)
+        return Condition(embeddings, mask, self._rotation(embeddings.shape[1]))
+
+    def _rotation(self, length: int) -> Tensor:
+        """Cosines and sines, float32 `[1, length + N, head_dim]`; all zero for condition tokens."""
+        grid, head_dim = self.spec.grid, self.spec.head_dim
+        cells = torch.arange(grid.tokens, device=self.device)
+        turned = grid_rotation(grid.row(cells), grid.column(cells), head_dim, ROPE_THETA)
+        return torch.cat([turned.new_zeros(length, head_dim), turned])[None]
+
+    def _class(self, prompt: Any) -> int:
+        count = cast(Classes, self.kind).count
+        if isinstance(prompt, str) and count == len(class_names()):
+            return class_number(prompt)
+        if isinstance(prompt, (bool, str)) or not hasattr(prompt, "__index__") or not 0 <= prompt < count:
+            raise PromptError(
+                f"{prompt!r:.60} is no class: expected a number from 0 to {count - 1} or a name of ImageNet"
+            )
+        return index(prompt)
+
+    def _check_caption(self, prompt: Any) -> None:
+        kind = cast(Captions, self.kind)
+        if isinstance(prompt, str):
+            if self.encoder is None:
+                raise PromptError(
+                    f"{self.spec.name} has no text encoder: give captions as tensors [tokens, {kind.width}] "
+                    "of its states, or load the model with one"
+                )
+        elif (
+            not isinstance(prompt, Tensor)
+            or prompt.ndim != 2
+            or not prompt.is_floating_point()
+            or not 1 <= len(prompt) <= kind.longest
+            or prompt.shape[1] != kind.width
+        ):
+            shown = f"of shape {tuple(prompt.shape)}" if isinstance(prompt, Tensor) else f"{prompt!r:.60}"
+            raise PromptError(
+                f"the caption {shown} is neither a text nor a float tensor of 1 to {kind.longest} states of "
+                f"width {kind.width}"
+            )
+
+    def _states(self, prompts: Sequence[Any]) -> list[Tensor]:
+        """States of every caption, `[tokens, width]`, in the model's dtype."""
+        for prompt in prompts:
+            self._check_caption(prompt)
+        texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+        encoded = iter(self.encoder(texts) if self.encoder is not None and texts else [])
+        states = [next(encoded) if isinstance(prompt, str) else prompt for prompt in prompts]
+        return [x.to(self.device, self.dtype) for x in states]
+
+    def embed(self, tokens: Tensor, position: Tensor) -> Tensor:
+        """The code's vector; the place does not matter."""
+        return cast(Tensor, self.codes(tokens))[:, None]
+
+    def head(self, hidden: Tensor, position: Tensor) -> Tensor:
+        """Final norm and one projection; every code may stand everywhere."""
+        return cast(Tensor, self.output(self.transformer.norm(hidden)))[:, 0].float()
+
+    def pixels(self, tokens: Tensor) -> Tensor:
+        """Draw the codes; colours are rounded to the nearest, as by the authors' sampling for FID."""
+        return self.vq.pixels(rearrange(tokens, "n (h w) -> n h w", h=self.spec.grid.rows), "nearest")
+
+    def example_prompts(self, count: int, seed: int) -> list[Any]:
+        """Classes or captions; without a text encoder, random states of as many tokens as captions have."""
+        rng = numpy.random.default_rng(seed)
+        if isinstance(self.kind, Classes):
+            return cast("list[Any]", rng.integers(self.kind.count, size=count).tolist())
+        if self.encoder is not None:
+            return [EXAMPLES[i] for i in rng.integers(len(EXAMPLES), size=count)]
+        lengths = rng.integers(1, min(24, self.kind.longest) + 1, size=count)
+        return [torch.from_numpy(rng.normal(0, 0.2, (n, self.kind.width))).float() for n in lengths]
+
+    def weight_slots(self) -> dict[str, WeightSlot]:
+        """Where the tensors of a published checkpoint go, all but those of the picture decoder.
+
+        It rotates neighbouring rows of queries and keys; here the rows of a head are put in another order,
+        so that those that belong together lie half a head apart.
+        """
+        config = self.transformer.config
+        rotated = 2 * config.heads * config.head_dim  # queries and keys, not values
+
+        def reorder(weight: Tensor) -> Tensor:
+            pairs = config.head_dim // 2
+            halves = rearrange(weight[:rotated], "(n pairs two) w -> (n two pairs) w", pairs=pairs, two=2)
+            return torch.cat([halves, weight[rotated:]])
+
+        slots = {
+            "tok_embeddings.weight": WeightSlot(self.codes.weight),
+            "norm.weight": WeightSlot(self.transformer.norm.weight),
+            "output.weight": WeightSlot(self.output.weight),
+        }
+        if isinstance(self.kind, Classes):
+            slots["cls_embedding.embedding_table.weight"] = WeightSlot(self.classes.weight)
+        else:
+            first, last = cast(nn.Linear, self.caption[0]), cast(nn.Linear, self.caption[2])
+            slots["cls_embedding.cap_proj.fc1.weight"] = WeightSlot(first.weight)
+            slots["cls_embedding.cap_proj.fc2.weight"] = WeightSlot(last.weight)
+            slots["cls_embedding.uncond_embedding"] = WeightSlot(self.unconditional)
+        for layer, block in enumerate(cast("list[transformer.Block]", self.transformer.blocks)):
+            gate, up = block.gate_up.weight.chunk(2)
+            of_layer = {
+                "attention_norm": WeightSlot(block.attention_norm.weight),
+                "attention.wqkv": WeightSlot(block.qkv.weight, reorder),
+                "attention.wo": WeightSlot(block.output.weight),
+                "ffn_norm": WeightSlot(block.mlp_norm.weight),
+                "feed_forward.w1": WeightSlot(gate),
+                "feed_forward.w3": WeightSlot(up),
+                "feed_forward.w2": WeightSlot(block.down.weight),
+            }
+            slots |= {f"layers.{layer}.{name}.weight": slot for name, slot in of_layer.items()}
+        return slots
+
+
+class LlamaGenB256(LlamaGen):
+    """LlamaGen-B: 256 x 256 pixels of a class of ImageNet."""
+
+    variant = _of_classes("B", 256)
+
+
+class LlamaGenL256(LlamaGen):
+    """LlamaGen-L: 256 x 256 pixels of a class of ImageNet."""
+
+    variant = _of_classes("L", 256)
+
+
+class LlamaGenB384(LlamaGen):
+    """LlamaGen-B: 384 x 384 pixels of a class of ImageNet."""
+
+    variant = _of_classes("B", 384)
+
+
+class LlamaGenL384(LlamaGen):
+    """LlamaGen-L: 384 x 384 pixels of a class of ImageNet."""
+
+    variant = _of_classes("L", 384)
+
+
+class LlamaGenXL384(LlamaGen):
+    """LlamaGen-XL: 384 x 384 pixels of a class of ImageNet."""
+
+    variant = _of_classes("XL", 384)
+
+
+class LlamaGenXXL384(LlamaGen):
+    """LlamaGen-XXL: 384 x 384 pixels of a class of ImageNet."""
+
+    variant = _of_classes("XXL", 384)
+
+
+class LlamaGen3B384(LlamaGen):
+    """LlamaGen-3B: 384 x 384 pixels of a class of ImageNet."""
+
+    variant = _of_classes("3B", 384)
+
+
+class LlamaGenXL256(LlamaGen):
+    """LlamaGen-XL: 256 x 256 pixels of a class of ImageNet; its weights were not published."""
+
+    variant = _of_classes("XL", 256)
+
+
+class LlamaGenXXL256(LlamaGen):
+    """LlamaGen-XXL: 256 x 256 pixels of a class of ImageNet; its weights were not published."""
+
+    variant = _of_classes("XXL", 256)
+
+
+class LlamaGen3B256(LlamaGen):
+    """LlamaGen-3B: 256 x 256 pixels of a class of ImageNet; its weights were not published."""
+
+    variant = _of_classes("3B", 256)
+
+
+class LlamaGenT2I256(LlamaGen):
+    """LlamaGen-XL, first stage: 256 x 256 pixels from a caption."""
+
+    variant = _of_captions(1, 256)
+
+
+class LlamaGenT2I512(LlamaGen):
+    """LlamaGen-XL, second stage: 512 x 512 pixels from a caption."""
+
+    variant = _of_captions(2, 512)
+
+
+VARIANTS: tuple[LlamaGenVariant, ...] = tuple(
+    cast(LlamaGenVariant, model.variant) for model in LlamaGen.__subclasses__()
+)
+
+EXAMPLES = (
+    "a red bus next to a lake",
+    "a bowl of oranges on a wooden table",
+    "a lighthouse in a storm, painted in watercolours",
+    "an astronaut riding a horse in the desert",
+    "a bee on a yellow flower",
+)
+
+
+def _named(path: Path, variant: LlamaGenVariant) -> Path | None:
+    """The variant's file, as published or as safetensors, if it is at a path or in the folder at a path."""
+    names = (variant.file, str(Path(variant.file).with_suffix(".safetensors")))
+    files = [path] if path.name in names else [path / name for name in names]
+    return next((file for file in files if file.is_file()), None)
+
+
+def _find(path: Path, variant: LlamaGenVariant | None) -> tuple[LlamaGenVariant, Path]:
+    """Which model is at a path, and its file."""
+    if variant is not None and path.is_file():
+        return variant, path  # by whatever name
+    found = [(v, file) for v in ([variant] if variant else VARIANTS) if (file := _named(path, v)) is not None]
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        wanted = variant.file if variant else f"a file named as published, such as {VARIANTS[0].file}"
+        raise CheckpointError(f"{path} has not the weights of LlamaGen: expected {wanted}")
+    raise CheckpointError(
+        f"{path} has {' and '.join(file.name for _, file in found)}: give the path of one of them"
+    )
+
+
+def _find_decoder(source: str | Path | None, file: Path, variant: LlamaGenVariant, token: str | None) -> Path:
+    """The file of the picture decoder's weights."""
+    name = variant.vq_file
+    if source is None:
+        if (file.parent / name).is_file():
+            return file.parent / name
+        raise CheckpointError(
+            f"there is no picture decoder {name} beside {file}: put it there, or name one with decoder="
+        )
+    path = fetch(source, (name,), (VQ_MIXIN_FILE,), token=token)
+    if path.is_dir():
+        candidates = [path / name, path / VQ_MIXIN_FILE]
+        path = next((candidate for candidate in candidates if candidate.is_file()), candidates[0])
+    return path
+
+
+def _encoder(
+    source: str | Path, kind: Captions, dtype: torch.dtype, device: torch.device, token: str | None
+) -> CaptionEncoder:
+    encoder = CaptionEncoder.from_pretrained(source, kind.longest, dtype=dtype, device=device, token=token)
+    if encoder.width != kind.width:
+        raise CheckpointError(
+            f"the states of the text encoder {source} have width {encoder.width}, "
+            f"the model wants {kind.width}"
+        )
+    return encoder
