@@ -11,6 +11,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
+
+from arkv.quantization import dequantize, gather_slots
 
 # Large enough to vanish in a softmax, finite so that a fully masked row stays a number.
 MASKED = -1e30
@@ -53,7 +56,7 @@ class Attended(NamedTuple):
     """What one query a head found in its slots.
 
     Attributes:
-        output: `[rows, heads, head_dim]`, in the dtype of the values.
+        output: `[rows, heads, head_dim]`, in the dtype of the query.
         mass: float32 `[rows, slots]`: the softmax weight of each slot, summed over the query heads that
             share its key head; zero exactly where nothing may be looked at. None if not asked for.
         scores: float32 `[rows, slots]`: the scaled dot products before the softmax, summed likewise, zero
@@ -72,6 +75,9 @@ def slot_attention(
     visible: Tensor,
     kv_heads: int,
     needs: frozenset[str] = frozenset(),
+    key_scale: Tensor | None = None,
+    value_scale: Tensor | None = None,
+    reach: int | None = None,
 ) -> Attended:
     """Softmax attention of one query a head over slots in any order, as many for each head.
 
@@ -82,17 +88,66 @@ def slot_attention(
         visible: bool `[rows, slots]`; slots where it is False get no weight.
         kv_heads: key heads; divides `heads` and `slots`.
         needs: "mass" and "scores", as far as they are wanted.
+        key_scale: float32 `[rows, slots]`, by which keys of eight bits are multiplied; None for others.
+        value_scale: likewise for values.
+        reach: the first slots of each head that are read; the others must be hidden. None for all.
     """
     query = query.unflatten(1, (kv_heads, -1)) * query.shape[-1] ** -0.5
-    keys, values = (x.unflatten(1, (kv_heads, -1)) for x in (keys, values))
+    keys, values = (
+        dequantize(x, scale, query.dtype).unflatten(1, (kv_heads, -1))[:, :, :reach]
+        for x, scale in ((keys, key_scale), (values, value_scale))
+    )
     hidden = ~visible.unflatten(1, (kv_heads, 1, -1))
-    scores = (query @ keys.transpose(-1, -2)).float()
+    unread = 0 if reach is None else hidden.shape[-1] - reach
+    hidden = hidden[..., :reach]
+    scores = scores_of(query, keys)
     # A head that sees nothing would spread its weight evenly.
     weights = scores.masked_fill(hidden, MASKED).softmax(-1).masked_fill(hidden, 0)
-    output = (weights.to(values.dtype) @ values).flatten(1, 2)
-    mass = weights.sum(2).flatten(1) if "mass" in needs else None
-    raw = scores.masked_fill(hidden, 0).sum(2).flatten(1) if "scores" in needs else None
+    output = weighted_sum(weights, values).flatten(1, 2)
+
+    def by_slot(x: Tensor) -> Tensor:
+        return pad(x.sum(2), (0, unread)).flatten(1)
+
+    mass = by_slot(weights) if "mass" in needs else None
+    raw = by_slot(scores.masked_fill(hidden, 0)) if "scores" in needs else None
     return Attended(output, mass, raw)
+
+
+def scores_of(query: Tensor, keys: Tensor) -> Tensor:
+    """Dot products of queries with keys.
+
+    Args:
+        query: `[rows, kv_heads, group, head_dim]`.
+        keys: `[rows, kv_heads, slots, head_dim]`.
+
+    Returns:
+        float32 `[rows, kv_heads, group, slots]`.
+    """
+    if _fused(query):
+        return (query.float() * keys.float()).sum(-1)[:, :, None]
+    return (query @ keys.transpose(-1, -2)).float()
+
+
+def weighted_sum(weights: Tensor, values: Tensor) -> Tensor:
+    """Sums of values.
+
+    Args:
+        weights: float32 `[rows, kv_heads, group, slots]`.
+        values: `[rows, kv_heads, slots, head_dim]`.
+
+    Returns:
+        `[rows, kv_heads, group, head_dim]` in the dtype of the values.
+    """
+    if _fused(weights):
+        return (weights[:, :, 0, :, None] * values.float()).sum(-2, keepdim=True).to(values.dtype)
+    return weights.to(values.dtype) @ values
+
+
+def _fused(x: Tensor) -> bool:
+    # A product of one query with its keys is a sum and no matrix product: written as one, Inductor reads a
+    # leaf where it lies, widens it in registers, and is two to three times as fast as a call of the library.
+    # With several queries a key head, it would read the leaf once for each.
+    return torch.compiler.is_compiling() and x.shape[2] == 1
 
 
 def block_attention(
@@ -105,6 +160,8 @@ def block_attention(
     head: Tensor,
     kv_heads: int,
     needs: frozenset[str] = frozenset(),
+    key_scale: Tensor | None = None,
+    value_scale: Tensor | None = None,
 ) -> Attended:
     """Softmax attention of one query a head over slots in any order, heads of any size.
 
@@ -121,14 +178,18 @@ def block_attention(
         head: int64 `[1 or rows, blocks]`, the key head of each block.
         kv_heads: key heads; divides `heads`.
         needs: "mass" and "scores", as far as they are wanted.
+        key_scale: float32 `[rows, slots]`, by which keys of eight bits are multiplied; None for others.
+        value_scale: likewise for values.
     """
     rows, blocks = len(query), head.shape[-1]
     slot, filled, head = (x.expand(rows, -1) for x in (slot, filled, head))
     query = query.unflatten(1, (kv_heads, -1)) * query.shape[-1] ** -0.5
     by_block = query.gather(1, head[..., None, None].expand(-1, -1, *query.shape[2:]))
     keys, values = (
-        x.gather(1, slot[..., None].expand(-1, -1, x.shape[-1])).unflatten(1, (blocks, -1))
-        for x in (keys, values)
+        dequantize(
+            gather_slots(x, slot), None if scale is None else scale.gather(1, slot), query.dtype
+        ).unflatten(1, (blocks, -1))
+        for x, scale in ((keys, key_scale), (values, value_scale))
     )
     seen = (visible.gather(1, slot) & filled).unflatten(1, (blocks, 1, -1))
     scores = (by_block @ keys.transpose(-1, -2)).float()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import io
+import itertools
 import json
 import os
 import shlex
@@ -21,15 +21,20 @@ from typing import TYPE_CHECKING, Any
 
 import arkv
 from arkv.errors import ArkvError, CheckpointError
+from arkv.files import png, write_whole
+from arkv.loading import add_model, described, load
 
 if TYPE_CHECKING:
-    from PIL import Image
-
+    from arkv.bench import Configuration
     from arkv.evaluation import Accuracy, Evaluation
+    from arkv.measurement import Measurement, Refusal
+    from arkv.model import Model
     from arkv.policy import CachePolicy
 
 DTYPES = ("float32", "bfloat16", "float16")
-COMPILE = ("none", "inductor")
+COMPILE = ("none", "inductor", "cudagraphs")
+KV_DTYPES = ("int8", "fp8")
+DEFAULT_MODEL = "scenes"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -128,25 +133,51 @@ def _parser() -> argparse.ArgumentParser:
         "arkv generate --policy linear --ratio 1/6 --prompt 'three red circles' --out picture.png",
         "arkv generate --policy linear:anchors=24,recent=48 --ratio 1/4 \\\n"
         "      --prompt 'three red circles' --prompt 'a blue square above a cyan circle' --out pictures",
+        "arkv generate --policy linear --ratio 1/6 --prompts-file prompts.txt --samples 4 --out pictures",
     )
-    _add_model(generate)
+    add_model(generate)
     _add_policy(generate)
+    what = generate.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "--prompt", action="append", dest="prompts", metavar="TEXT", help="what to draw; repeatable"
+    )
+    what.add_argument(
+        "--prompts-file",
+        type=_path,
+        metavar="FILE",
+        help="draw all of GenEval's .jsonl, DPG-Bench's folder, COCO captions as .csv, PartiPrompts as .tsv, "
+        "or a .txt of prompts or classes; the same command goes on where it was stopped",
+    )
     generate.add_argument(
-        "--prompt",
-        action="append",
-        required=True,
-        dest="prompts",
-        metavar="TEXT",
-        help="what to draw; repeatable",
+        "--samples",
+        type=_positive,
+        metavar="N",
+        help="pictures of every prompt of a file (default: 4 for GenEval and DPG-Bench, else 1)",
+    )
+    generate.add_argument(
+        "--layout",
+        choices=("geneval", "dpg", "flat", "npz"),
+        help="how the pictures of a file are laid out, for which evaluator (default: by the file, else flat)",
+    )
+    generate.add_argument(
+        "--npz-side",
+        type=_positive,
+        metavar="PIXELS",
+        help="side that the pictures in the archive of --layout npz are resized to (default: as drawn)",
     )
     generate.add_argument(
         "--out",
         required=True,
         type=_path,
         help="a name that ends in .png: the picture, or a contact sheet of several; any other: a folder for "
-        "one PNG a prompt, 0000.png and so on",
+        "one PNG a prompt, 0000.png and so on; with --prompts-file: a folder",
     )
-    generate.add_argument("--seed", type=int, default=0, help="picture i is drawn from seed + i (default: 0)")
+    generate.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="picture i is drawn from seed + i; with --prompts-file, from a number made of both (default: 0)",
+    )
     _add_guidance(generate)
     generate.add_argument(
         "--temperature", type=float, default=1.0, help="0 takes the likeliest token (default: 1)"
@@ -155,8 +186,20 @@ def _parser() -> argparse.ArgumentParser:
         "--top-k", type=int, help="draw from this many likeliest tokens; 0 for all (default: the model's own)"
     )
     generate.add_argument("--top-p", type=float, help="draw from the smallest set of tokens this probable")
-    generate.add_argument("--batch-size", type=_positive, help="pictures decoded at a time (default: all)")
+    generate.add_argument(
+        "--guided-tokens",
+        type=_count,
+        metavar="N",
+        help="guide the first N visual tokens only (default: the model's own, which is all for most)",
+    )
+    generate.add_argument(
+        "--batch-size",
+        type=_batch_size,
+        help="pictures decoded at a time, or auto for as many as there is free memory for (default: all; "
+        "with --prompts-file: 16)",
+    )
     _add_compute(generate)
+    _add_kv_dtype(generate)
     _add_quiet(generate)
 
     command("policies", _policies, "list the cache policies and their parameters", "arkv policies")
@@ -168,7 +211,7 @@ def _parser() -> argparse.ArgumentParser:
         "say how much memory a model, a policy and a batch will take, before any of it is allocated",
         "arkv estimate --model scenes --policy linear --ratio 1/6 --batch-size 16",
     )
-    _add_model(estimate)
+    add_model(estimate, weights=False)
     _add_policy(estimate)
     estimate.add_argument("--batch-size", type=_positive, default=1, help="pictures at a time (default: 1)")
     _add_guidance(estimate)
@@ -176,20 +219,25 @@ def _parser() -> argparse.ArgumentParser:
         "--condition", type=int, help="condition tokens of a row (default: the most a prompt can have)"
     )
     estimate.add_argument("--dtype", choices=DTYPES, default="float32", help="of weights, keys and values")
+    _add_kv_dtype(estimate)
 
     bench = command(
         "bench",
         _bench,
-        "measure speed and KV bytes of policies on this machine",
+        "measure speed and memory of policies on this machine",
         "arkv bench --model scenes --policies full,linear,streaming --ratios 1/6 --batch-sizes 1,16",
         "arkv bench --policies full,linear:recent=48 --ratios 1/6,1/3 --batch-sizes 16 --json bench.jsonl",
+        "arkv bench --model janus-pro-1b --random-weights --dtype bfloat16 --batch-sizes 32 \\\n"
+        "      --policies full,linear,transformers-dynamic --lines 0,12,23 --plot bench.png",
+        "arkv bench --preset linear-table --random-weights --device cuda:0 --json table.jsonl",
     )
-    _add_model(bench)
+    add_model(bench)
     bench.add_argument(
         "--policies",
         default="full,linear,streaming",
         type=_split_policies,
-        help="comma list (default: %(default)s)",
+        help="comma list; transformers-dynamic and transformers-static are transformers' own Janus with its "
+        "DynamicCache, or with its StaticCache and compiled (default: %(default)s)",
     )
     bench.add_argument(
         "--ratios",
@@ -197,15 +245,47 @@ def _parser() -> argparse.ArgumentParser:
         type=_split,
         help="comma list, for the policies that have a ratio (default: %(default)s)",
     )
+    sizes = bench.add_mutually_exclusive_group()
+    sizes.add_argument("--batch-sizes", type=_sizes, help="comma list (default: 1,4,16)")
+    sizes.add_argument(
+        "--memory",
+        type=_gigabytes,
+        metavar="GB",
+        help="comma list of gigabytes: the largest batch of each policy that is estimated to fit, weights "
+        "included",
+    )
     bench.add_argument(
-        "--batch-sizes", default="1,4,16", type=_sizes, help="comma list (default: %(default)s)"
+        "--preset",
+        choices=("linear-table", "ssd-table"),
+        help="the rows of a paper's table of efficiency: models (all, or the one of --model), policies, "
+        "ratios and, unless given, batch sizes",
+    )
+    bench.add_argument(
+        "--profile", type=_path, metavar="FILE", help="from 'arkv profile', for SSD in a preset"
+    )
+    part = bench.add_mutually_exclusive_group()
+    part.add_argument(
+        "--tokens", type=_positive, metavar="N", help="decode only the first N visual tokens of a picture"
+    )
+    part.add_argument(
+        "--lines",
+        type=_indices,
+        help="comma list, from 0: decode only these lines, with caches as large as they then are, and "
+        "interpolate the others' time",
     )
     bench.add_argument("--repeats", type=_positive, default=3, help="rounds after the cold one (default: 3)")
     bench.add_argument("--seed", type=int, default=0, help="of prompts and pictures (default: 0)")
     _add_guidance(bench)
     _add_compute(bench)
+    _add_kv_dtype(bench)
     bench.add_argument(
-        "--json", type=_path, metavar="FILE", help="also write JSON lines, the first with the machine"
+        "--json",
+        type=_path,
+        metavar="FILE",
+        help="JSON lines, the first with the machine; if the file is there, what it has is not run again",
+    )
+    bench.add_argument(
+        "--plot", type=_path, metavar="FILE", help="also draw speed and roofline, as a PNG file; one a model"
     )
     _add_quiet(bench)
 
@@ -216,7 +296,7 @@ def _parser() -> argparse.ArgumentParser:
         "arkv eval --policies full,linear,streaming --ratios 1,1/2,1/6 --prompts 200 --out results.jsonl",
         "arkv eval --policies full,linear:anchors=24 --ratios 1/4,1/8 --out results.jsonl --plot results.png",
     )
-    _add_model(evaluation)
+    add_model(evaluation)
     evaluation.add_argument(
         "--policies",
         default="full,linear,streaming",
@@ -259,6 +339,7 @@ def _parser() -> argparse.ArgumentParser:
         "--batch-size", type=_positive, default=40, help="pictures decoded at a time (default: %(default)s)"
     )
     _add_compute(evaluation)
+    _add_kv_dtype(evaluation)
     _add_quiet(evaluation)
 
     inspect = command(
@@ -269,7 +350,7 @@ def _parser() -> argparse.ArgumentParser:
         "arkv inspect --policy window:ratio=1/6 --prompt 'three red circles' --lines 8,16,23 \\\n"
         "      --layers 0,3,5 --heads 0,1 --animation inspect.gif",
     )
-    _add_model(inspect)
+    add_model(inspect)
     _add_policy(inspect)
     inspect.add_argument("--prompt", required=True, metavar="TEXT", help="what to draw")
     inspect.add_argument(
@@ -301,7 +382,7 @@ def _parser() -> argparse.ArgumentParser:
         "measure how much attention of every head goes beyond the neighbourhood, for the policies that ask",
         "arkv profile --model scenes --prompts 32 --out heads.json --map heads.png",
     )
-    _add_model(profile)
+    add_model(profile)
     profile.add_argument(
         "--prompts",
         type=_positive,
@@ -346,12 +427,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--model", default="scenes", metavar="NAME", help="see 'arkv models' (default: %(default)s)"
-    )
-
-
 def _add_policy(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--policy",
@@ -375,6 +450,14 @@ def _add_compute(parser: argparse.ArgumentParser) -> None:
     _add_device(parser)
 
 
+def _add_kv_dtype(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--kv-dtype",
+        choices=KV_DTYPES,
+        help="store keys and values in eight bits (default: as the weights)",
+    )
+
+
 def _add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype",
@@ -390,6 +473,13 @@ def _add_quiet(parser: argparse.ArgumentParser) -> None:
 
 def _generate(arguments: argparse.Namespace) -> None:
     policy = _load_policy(arguments)
+    if arguments.prompts_file is not None:
+        _generate_file(arguments, policy)
+        return
+    for name in ("samples", "layout", "npz_side"):
+        if getattr(arguments, name) is not None:
+            flag = name.replace("_", "-")
+            raise ArkvError(f"--{flag} is for the prompts of a file: give --prompts-file, or leave it out")
     out: Path = arguments.out
     as_file = out.suffix == ".png" and not out.is_dir()
     if not as_file and out.suffix and not out.is_dir():
@@ -399,50 +489,117 @@ def _generate(arguments: argparse.Namespace) -> None:
     else:
         _check_writable(out / "0000.png")
     from arkv.decoder import Decoder
-    from arkv.registry import load_model
 
-    model = load_model(arguments.model, dtype=arguments.dtype, device=arguments.device)
-    guidance = model.spec.guidance if arguments.guidance is None else arguments.guidance
+    model = load(arguments)
+    sampling = _sampling(arguments, model)
     prompts = arguments.prompts
     seeds = range(arguments.seed, arguments.seed + len(prompts))
-    result = Decoder(model, policy, arguments.compile).generate(
+    result = Decoder(model, policy, arguments.compile, arguments.kv_dtype).generate(
         prompts,
         seeds=seeds,
-        guidance=guidance,
-        temperature=arguments.temperature,
-        top_k=arguments.top_k,
-        top_p=arguments.top_p,
         batch_size=arguments.batch_size,
         progress=not arguments.quiet,
+        **sampling,
     )
-    settings = {
-        "guidance": guidance,
-        "temperature": arguments.temperature,
-        "top_k": arguments.top_k,
-        "top_p": arguments.top_p,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "compile": arguments.compile,
-    }
-    common = {
-        "model": arguments.model,
-        "policy": _policy_text(arguments.policy, policy),
-        "settings": json.dumps(settings),
-        "Software": f"arkv {arkv.__version__}",
-    }
+    common = _texts(arguments, policy, model, sampling)
     if as_file and len(prompts) > 1:
         from arkv.sheet import Cell, contact_sheet, in_rows
 
         sheet = contact_sheet(in_rows([Cell(i, p) for i, p in zip(result.images, prompts, strict=True)]))
         text = {"prompt": json.dumps(prompts), "seed": json.dumps(list(seeds))}
-        files = {out: _png(sheet, text | common)}
+        files = {out: png(sheet, text | common)}
     else:
         names = [out] if as_file else [out / f"{index:04d}.png" for index in range(len(prompts))]
         files = {
-            name: _png(image, {"prompt": prompt, "seed": str(seed)} | common)
+            name: png(image, {"prompt": prompt, "seed": str(seed)} | common)
             for name, image, prompt, seed in zip(names, result.images, prompts, seeds, strict=True)
         }
-    _write_whole(files)
+    write_whole(files)
     print(f"{out}: {result.stats}")
+
+
+def _generate_file(arguments: argparse.Namespace, policy: CachePolicy) -> None:
+    """Draw every prompt of a file, as far as it is not drawn yet."""
+    out: Path = arguments.out
+    if out.suffix in (".png", ".npz") and not out.is_dir():
+        raise ArkvError(f"cannot write {out}: expected a folder for the pictures of a file")
+    from arkv.prompts import read_prompts
+
+    kind, prompts = read_prompts(arguments.prompts_file)
+    from arkv.decoder import Decoder
+    from arkv.job import BATCH_SIZE, INDEX, Job, check_folder
+    from arkv.layouts import LAYOUTS
+    from arkv.machine import describe_run
+    from arkv.sampling import Sampling
+
+    layout = arguments.layout or (kind if kind in LAYOUTS else "flat")
+    if arguments.npz_side is not None and layout != "npz":
+        raise ArkvError(f"--npz-side is for --layout npz, and the layout is {layout}")
+    samples = arguments.samples or LAYOUTS[layout].samples
+    job = Job(prompts, layout, samples, arguments.seed, arguments.npz_side)
+    check_folder(out)
+    _check_writable(out / INDEX)
+    model = load(arguments)
+    sampling = _sampling(arguments, model)
+    texts = _texts(arguments, policy, model, sampling)
+    run = describe_run(model, arguments.seed, sampling["guidance"])
+    settings = {
+        "model": model.spec.name,
+        "loading": described(arguments),
+        "policy": texts["policy"],
+        **json.loads(texts["settings"]),
+        **{name: run[name] for name in ("arkv", "torch")},
+    }
+    decoder = Decoder(model, policy, arguments.compile, arguments.kv_dtype)
+    batch_size = arguments.batch_size or BATCH_SIZE
+    if batch_size == "auto":
+        texts_of_all = [each.prompt for each in prompts]
+        guided = Sampling(sampling["guidance"], guided_tokens=sampling["guided_tokens"]).guided
+        batch_size = decoder.batch_that_fits(texts_of_all, guided)
+    command = shlex.join(["arkv", *map(str, arguments.argv)])
+    facts = {name: run[name] for name in ("date", "commit", "device")}
+    stats = job.draw(
+        decoder,
+        out,
+        settings=settings,
+        facts={**facts, "batch_size": batch_size, "command": command},
+        texts=texts,
+        sampling=sampling,
+        batch_size=batch_size,
+        progress=not arguments.quiet,
+    )
+    print(f"{out}: " + (f"all {job.pictures} pictures were there" if stats is None else str(stats)))
+
+
+def _sampling(arguments: argparse.Namespace, model: Model) -> dict[str, Any]:
+    """How tokens are drawn, as `Decoder.generate` takes it."""
+    return {
+        "guidance": model.spec.guidance if arguments.guidance is None else arguments.guidance,
+        "temperature": arguments.temperature,
+        "top_k": arguments.top_k,
+        "top_p": arguments.top_p,
+        "guided_tokens": arguments.guided_tokens,
+    }
+
+
+def _texts(
+    arguments: argparse.Namespace, policy: CachePolicy, model: Model, sampling: Mapping[str, Any]
+) -> dict[str, str]:
+    """What every PNG file says of how it was made, beside prompt and seed."""
+    settings = {
+        **sampling,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "compile": arguments.compile,
+        "kv_dtype": arguments.kv_dtype,
+    }
+    loading = described(arguments)
+    return {
+        "model": arguments.model,
+        **({} if loading is None else {"loading": json.dumps(loading)}),
+        "policy": _policy_text(arguments.policy, policy),
+        "settings": json.dumps(settings),
+        "Software": f"arkv {arkv.__version__}",
+    }
 
 
 def _policies(arguments: argparse.Namespace) -> None:
@@ -491,11 +648,11 @@ def _models(arguments: argparse.Namespace) -> None:
 def _estimate(arguments: argparse.Namespace) -> None:
     policy = _load_policy(arguments)
     from arkv.estimate import estimate, format_bytes, rows_of
-    from arkv.registry import load_model, torch_dtype
+    from arkv.registry import torch_dtype
     from arkv.sampling import Sampling
 
     # On the meta device a model has shapes and no memory.
-    model = load_model(arguments.model, dtype=arguments.dtype, device="meta")
+    model = load(arguments, device="meta")
     guidance = model.spec.guidance if arguments.guidance is None else arguments.guidance
     sampling = Sampling(guidance=guidance)
     sampling.check(model.spec.vocabulary)
@@ -507,7 +664,9 @@ def _estimate(arguments: argparse.Namespace) -> None:
         )
     guided = sampling.guided
     dtype = torch_dtype(arguments.dtype)
-    estimated = estimate(model, policy, arguments.batch_size, guided, arguments.condition, dtype)
+    estimated = estimate(
+        model, policy, arguments.batch_size, guided, arguments.condition, dtype, arguments.kv_dtype
+    )
     rows = [(name, format_bytes(count), f"{count:,}") for name, count in rows_of(estimated).items()]
     pictures = f"{arguments.batch_size} picture{'s' * (arguments.batch_size > 1)}"
     with_guidance = "two rows a picture" if guided else "one row a picture"
@@ -520,44 +679,184 @@ def _estimate(arguments: argparse.Namespace) -> None:
 def _bench(arguments: argparse.Namespace) -> None:
     if arguments.json is not None:
         _check_writable(arguments.json)
-    from arkv.bench import configurations, describe_run, measure
-    from arkv.estimate import format_bytes
-    from arkv.registry import load_model
+    if arguments.plot is not None:
+        _check_figure(arguments.plot, ".png")
+    from arkv.bench import Configuration, measure, refusal
+    from arkv.journal import Journal
+    from arkv.machine import describe_machine
+    from arkv.measurement import from_dict
+    from arkv.roofline import copy_bandwidth
+    from arkv.timing import Extent
 
-    wanted = configurations(arguments.policies, arguments.ratios, arguments.batch_sizes)
-    model = load_model(arguments.model, dtype=arguments.dtype, device=arguments.device)
-    measured = measure(
-        model,
-        wanted,
-        compile=arguments.compile,
-        repeats=arguments.repeats,
-        guidance=arguments.guidance,
-        seed=arguments.seed,
-        progress=not arguments.quiet,
-    )
-    run = describe_run(model, arguments.seed, arguments.guidance)
-    rows = [
+    extent = Extent(arguments.tokens, None if arguments.lines is None else tuple(arguments.lines))
+    settings = {
+        name: getattr(arguments, name)
+        for name in ("preset", "guidance", "seed", "compile", "kv_dtype", "repeats", "tokens", "lines")
+    } | {"loading": described(arguments), "model": None if arguments.preset else arguments.model}
+    models = _preset_models(arguments) if arguments.preset else [arguments.model]
+    journal, bandwidth, facts = None, None, dict[str, Any]()
+    for name in models:
+        arguments.model = name
+        model = load(arguments)
+        wanted = _bench_wanted(arguments, model)
+        if not facts:
+            facts = describe_machine(model.device)
+            facts["command"] = shlex.join(["arkv", *map(str, arguments.argv)])
+            facts["dtype"] = str(model.dtype).removeprefix("torch.")
+            settings |= {key: facts.pop(key) for key in ("arkv", "torch", "transformers", "device", "dtype")}
+            if arguments.json is not None:
+                journal = Journal(arguments.json, settings, facts, key="case")
+        rows = {} if journal is None else dict(journal.rows)
+        pending = [one for one in wanted if one.case(name) not in rows]
+        refused = {
+            one: found
+            for one in pending
+            if (one.baseline or arguments.preset) and (found := refusal(model, one)) is not None
+        }
+        possible = [one for one in pending if one not in refused]
+        if possible and bandwidth is None:
+            bandwidth = copy_bandwidth(model.device)
+        measured = measure(
+            model,
+            possible,
+            compile=arguments.compile,
+            kv_dtype=arguments.kv_dtype,
+            repeats=arguments.repeats,
+            guidance=arguments.guidance,
+            seed=arguments.seed,
+            extent=extent,
+            bandwidth=bandwidth,
+            progress=not arguments.quiet,
+        )
+        for row in itertools.chain(refused.values(), measured):
+            case = Configuration(row.policy, row.batch_size, row.memory).case(name)
+            # A file may be finished by another commit than it was begun with.
+            rows[case] = line = dataclasses.asdict(row) | {"case": case, "commit": facts["commit"]}
+            if journal is not None:
+                journal.append(line)
+        done = [from_dict(rows[one.case(name)]) for one in wanted]
+        title = _print_bench(model, done, settings | facts)
+        if arguments.plot is not None:
+            several = len(models) > 1
+            path = arguments.plot.with_stem(f"{arguments.plot.stem}-{name}") if several else arguments.plot
+            _plot_bench(path, done, title)
+
+
+def _preset_models(arguments: argparse.Namespace) -> list[str]:
+    from arkv.published import PRESETS
+
+    models = list(dict.fromkeys(row.model for row in PRESETS[arguments.preset]))
+    if arguments.model in models:
+        return [arguments.model]
+    if arguments.model != DEFAULT_MODEL:
+        raise ArkvError(f"{arguments.preset} has no rows of {arguments.model}: it has {', '.join(models)}")
+    return models
+
+
+def _bench_wanted(arguments: argparse.Namespace, model: Model) -> list[Configuration]:
+    """What is measured with a model."""
+    from arkv.bench import Configuration, at_equal_memory, configurations
+    from arkv.published import PRESETS
+
+    if arguments.preset is None:
+        sizes = arguments.batch_sizes or [1, 4, 16]
+        wanted = configurations(arguments.policies, arguments.ratios, sizes)
+    else:
+        table = [row for row in PRESETS[arguments.preset] if row.model == arguments.model]
+        profile = "" if arguments.profile is None else f",profile={str(arguments.profile)!r}"
+        texts = {row.policy: row.policy + profile * row.policy.startswith("ssd") for row in table}
+        sizes = arguments.batch_sizes or list(dict.fromkeys(row.batch_size for row in table))
+        wanted = [Configuration(text, size) for size in sizes for text in texts.values()]
+    if arguments.memory is None:
+        return wanted
+    policies = list(dict.fromkeys(one.policy for one in wanted))
+    return [
+        one
+        for memory in arguments.memory
+        for one in at_equal_memory(model, policies, memory, arguments.guidance, arguments.seed)
+    ]
+
+
+def _print_bench(model: Model, rows: Sequence[Measurement | Refusal], run: Mapping[str, Any]) -> str:
+    """Tables of what was measured, what could not be, and what others have published; the title."""
+    from arkv.estimate import format_bytes
+    from arkv.measurement import Measurement, Refusal, speedups
+    from arkv.published import published_for
+
+    done = [row for row in rows if isinstance(row, Measurement)]
+    guidance = model.spec.guidance if run["guidance"] is None else run["guidance"]
+    settings = f"compile {run['compile']}, guidance {guidance:g}, median of {run['repeats']}"
+    if run["tokens"] is not None:
+        settings += f", first {run['tokens']} tokens only"
+    if run["lines"] is not None:
+        settings += f", lines {', '.join(map(str, run['lines']))} timed and the others interpolated"
+    machine = f"{run['device']} ({run['cpu']}, {run['threads']} threads)"
+    if done:
+        machine += f" that copies {format_bytes(done[0].bandwidth)}/s"
+    title = f"{model.spec.name}, {run['dtype']}, {machine}, {settings}"
+    print(title)
+    header = ["policy", "batch", "tokens/s", "vs full", "pictures/s", "ms/step", "p95"]
+    header += ["roofline", "KV", "of full", "peak", "cold s"]
+    lines: list[Sequence[object]] = [
         (
             row.policy,
             row.batch_size,
-            f"{row.tokens_per_second:,.0f}",
-            "-" if row.speedup is None else f"{row.speedup:.2f}x",
-            f"{row.pictures_per_second:.3g}",
+            _number(row.tokens_per_second),
+            "-" if faster is None else f"{faster:.2f}x",
+            "-" if row.pictures_per_second is None else f"{row.pictures_per_second:.3g}",
             f"{row.milliseconds_per_step:.2f}",
+            f"{row.milliseconds_per_step_p95:.2f}",
+            f"{row.roofline_share:.0%}",
             format_bytes(row.kv_bytes),
             f"{row.kv_bytes / row.full_kv_bytes:.0%}",
+            "-" if row.peak_bytes is None else format_bytes(row.peak_bytes),
             f"{row.cold_seconds:.1f}",
         )
-        for row in measured
+        for row, faster in zip(done, speedups(done), strict=True)
     ]
-    if arguments.json is not None:
-        lines = [{"run": run}, *map(dataclasses.asdict, measured)]
-        _write_whole({arguments.json: "".join(json.dumps(line) + "\n" for line in lines).encode()})
-    settings = f"compile {arguments.compile}, guidance {run['guidance']:g}, median of {arguments.repeats}"
-    machine = f"{run['device']} ({run['cpu']}, {run['threads']} threads)"
-    print(f"{run['model']}, {run['dtype']}, {machine}, {settings}")
-    header = ("policy", "batch", "tokens/s", "vs full", "pictures/s", "ms/step", "KV", "of full", "cold s")
-    print(_table(header, rows, right=set(range(1, len(header)))))
+    print(_table(header, lines, right=range(1, len(header))))
+    if not all(row.turns for row in done):
+        print("caches do not fit into memory together: policies were timed one after the other")
+    for row in rows:
+        if isinstance(row, Refusal):
+            print(f"{row.policy} x {row.batch_size} is left out: {row.error}")
+    others = published_for(model.spec.name, {row.batch_size for row in rows})
+    if others:
+        print("\npublished, on other hardware:")
+        base = {(row.table, row.batch_size): row for row in others if row.policy == "full"}
+        lines = [
+            (
+                row.method,
+                row.batch_size,
+                _number(row.pictures_per_second * model.spec.grid.tokens),
+                f"{row.pictures_per_second / base[row.table, row.batch_size].pictures_per_second:.2f}x",
+                f"{row.pictures_per_second:.3g}",
+                f"{row.gigabytes:g} GB",
+                row.table,
+            )
+            for row in others
+        ]
+        print(_table((*header[:5], "memory", "from"), lines, right=range(1, 6)))
+        told = [text for row in others for text in (row.hardware, row.note) if text]
+        print("\n".join(dict.fromkeys(told)))
+    return title
+
+
+def _number(value: float) -> str:
+    """Whole, but with three significant digits at least."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _plot_bench(path: Path, rows: Sequence[Measurement | Refusal], title: str) -> None:
+    from arkv.measurement import Measurement
+    from arkv.speed_figure import draw_speed
+
+    done = [row for row in rows if isinstance(row, Measurement)]
+    if not done:
+        print(f"{path} is not drawn: nothing was measured", file=sys.stderr)
+        return
+    write_whole({path: png(draw_speed(done, title), {"Software": f"arkv {arkv.__version__}"})})
+    print(path)
 
 
 def _eval(arguments: argparse.Namespace) -> None:
@@ -567,11 +866,10 @@ def _eval(arguments: argparse.Namespace) -> None:
     from arkv.bench import configurations
     from arkv.evaluation import Contender, Evaluation, Settings, describe, evaluate
     from arkv.journal import Journal
-    from arkv.registry import load_model
     from arkv.sampling import Sampling
 
     wanted = [one.policy for one in configurations(arguments.policies, arguments.ratios, [1])]
-    model = load_model(arguments.model, dtype=arguments.dtype, device=arguments.device)
+    model = load(arguments)
     contenders = [Contender.load(text, model) for text in wanted]
     settings = Settings(
         prompts=arguments.prompts,
@@ -580,9 +878,11 @@ def _eval(arguments: argparse.Namespace) -> None:
         guidance=model.spec.guidance if arguments.guidance is None else arguments.guidance,
         seed=arguments.seed,
         compile=arguments.compile,
+        kv_dtype=arguments.kv_dtype,
     )
     Sampling(settings.guidance).check(model.spec.vocabulary)
     shared, facts = describe(model, settings)
+    shared["loading"] = described(arguments)
     facts["command"] = shlex.join(["arkv", *map(str, arguments.argv)])
     journal = Journal(arguments.out, shared, facts)
     pending = [one for one in contenders if one.text not in journal.rows]
@@ -603,7 +903,7 @@ def _eval(arguments: argparse.Namespace) -> None:
         from arkv.plots import draw_comparison
 
         software = {"Software": f"arkv {arkv.__version__}"}
-        _write_whole({arguments.plot: _png(draw_comparison(rows, title), software)})
+        write_whole({arguments.plot: png(draw_comparison(rows, title), software)})
     print(" and ".join(str(path) for path in (arguments.out, arguments.plot) if path is not None))
 
 
@@ -652,9 +952,8 @@ def _inspect(arguments: argparse.Namespace) -> None:
         _check_figure(arguments.animation, ".gif")
     from arkv.inspection import choose, record
     from arkv.inspection_figure import animate, draw_sheet
-    from arkv.registry import load_model
 
-    model = load_model(arguments.model, dtype=arguments.dtype, device=arguments.device)
+    model = load(arguments)
     spec, rows = model.spec, model.spec.grid.rows
     lines = choose("line", arguments.lines, rows, [rows // 3, 2 * rows // 3, rows - 1])
     layers = choose("layer", arguments.layers, spec.layers, [0, spec.layers // 2, spec.layers - 1])
@@ -675,11 +974,11 @@ def _inspect(arguments: argparse.Namespace) -> None:
     note = f"{arguments.model}, {json.dumps(arguments.prompt)}, seed {arguments.seed}, {row} row"
     sheet = draw_sheet(recording, lines, layers, heads, title, note)
     software = {"Software": f"arkv {arkv.__version__}"}
-    files = {arguments.out: _png(sheet, software | {"policy": text, "prompt": arguments.prompt})}
+    files = {arguments.out: png(sheet, software | {"policy": text, "prompt": arguments.prompt})}
     if arguments.animation is not None:
         shown = not arguments.quiet
         files[arguments.animation] = animate(recording, layers, heads, title, note, progress=shown)
-    _write_whole(files)
+    write_whole(files)
     resident = recording.residents[-1].sum(-1)
     print(
         f"{' and '.join(map(str, files))}: at the end {int(resident.min())} to {int(resident.max())} of "
@@ -692,9 +991,8 @@ def _profile(arguments: argparse.Namespace) -> None:
     if arguments.map is not None:
         _check_figure(arguments.map, ".png")
     from arkv.profile import draw_map, measure
-    from arkv.registry import load_model
 
-    model = load_model(arguments.model, dtype=arguments.dtype, device=arguments.device)
+    model = load(arguments)
     measured = measure(
         model,
         model.example_prompts(arguments.prompts, arguments.seed),
@@ -707,8 +1005,8 @@ def _profile(arguments: argparse.Namespace) -> None:
     )
     files = {arguments.out: measured.to_json().encode()}
     if arguments.map is not None:
-        files[arguments.map] = _png(draw_map(measured), {"Software": f"arkv {arkv.__version__}"})
-    _write_whole(files)
+        files[arguments.map] = png(draw_map(measured), {"Software": f"arkv {arkv.__version__}"})
+    write_whole(files)
     rows = [
         (layer, *(f"{share:.1%}" for share in (min(shares), sum(shares) / len(shares), max(shares))))
         for layer, shares in enumerate(measured.outside)
@@ -743,7 +1041,7 @@ def _demo(arguments: argparse.Namespace) -> None:
             progress=not arguments.quiet,
         )
         trials.append(trial)
-    _write_whole({out: _png(demo.draw_sheet(trials), {"Software": f"arkv {arkv.__version__}"})})
+    write_whole({out: png(demo.draw_sheet(trials), {"Software": f"arkv {arkv.__version__}"})})
     shown = len(demo.PROMPTS)
     rows = [
         (
@@ -818,6 +1116,10 @@ def _positive(text: str) -> int:
     return count
 
 
+def _batch_size(text: str) -> int | str:
+    return text if text == "auto" else _positive(text)
+
+
 def _count(text: str) -> int:
     try:
         count = int(text)
@@ -830,6 +1132,16 @@ def _count(text: str) -> int:
 
 def _sizes(text: str) -> list[int]:
     return [_positive(part) for part in _split(text)]
+
+
+def _gigabytes(text: str) -> list[int]:
+    try:
+        sizes = [int(1e9 * float(part)) for part in _split(text)]
+    except (ValueError, OverflowError):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of gigabytes") from None
+    if min(sizes) <= 0:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return sizes
 
 
 def _indices(text: str) -> list[int]:
@@ -870,18 +1182,6 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[object]], right: Itera
     )
 
 
-def _png(image: Image.Image, texts: Mapping[str, str]) -> bytes:
-    """A PNG file with text chunks."""
-    from PIL.PngImagePlugin import PngInfo
-
-    info = PngInfo()
-    for name, text in texts.items():
-        info.add_text(name, text)
-    buffer = io.BytesIO()
-    image.save(buffer, "png", pnginfo=info)
-    return buffer.getvalue()
-
-
 def _check_writable(path: Path) -> None:
     """Find out before a long computation that its result cannot be written; folders may be missing.
 
@@ -910,29 +1210,6 @@ def _check_figure(path: Path, suffix: str) -> None:
     from arkv.figure import new_figure
 
     new_figure(1, 1)
-
-
-def _write_whole(files: Mapping[Path, bytes]) -> None:
-    """Write files so that each of them appears complete or not at all.
-
-    Raises:
-        ArkvError: one cannot be written.
-    """
-    begun: dict[Path, Path] = {}
-    path = Path()
-    try:
-        for path, content in files.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            begun[path] = path.with_name(f".{path.name}.{os.getpid()}.part")
-            begun[path].write_bytes(content)
-        for path, part in begun.items():
-            os.replace(part, path)
-    except OSError as error:
-        raise ArkvError(f"cannot write {path}: {error.strerror}") from None
-    finally:
-        for part in begun.values():
-            with contextlib.suppress(OSError):
-                part.unlink()
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from operator import index
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from PIL import Image
@@ -14,12 +14,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from arkv.errors import ArkvError
-from arkv.estimate import check_memory, estimate, format_bytes
+from arkv.estimate import check_memory, estimate, format_bytes, largest_batch
 from arkv.loop import Compile, Loop, check_mode
 from arkv.model import Condition, Model
 from arkv.policy import CachePolicy
-from arkv.sampling import Sampling, draw, guide, picture_uniforms
+from arkv.quantization import KvDtype, storage_dtype
+from arkv.sampling import Sampling, guide, picture_uniforms
 from arkv.store import Store
+
+LONGEST_PROMPTS = 8
+"""Prompts that are encoded to find the batch that fits."""
 
 OnLine = Callable[[range, int, list[Image.Image]], None]
 
@@ -95,21 +99,32 @@ class Decoder:
         model: from `arkv.load_model`, or any `arkv.model.Model`.
         policy: from `arkv.load_policy`, or any `arkv.policy.CachePolicy`.
         compile: "none" runs eagerly and starts at once; "inductor" compiles one block for all layers,
-            which takes a while at the first picture of every batch size and is faster from then on.
+            which takes a while at the first picture of every batch size and is faster from then on;
+            "cudagraphs" does so, too, and replays whole lines as CUDA graphs: the fastest on a GPU.
+        kv_dtype: "int8" or "fp8" to store keys and values in eight bits, with a scale for every slot; None
+            for the model's own dtype.
 
     The model is put into evaluation mode.
 
     Raises:
         BudgetError: the policy's parameters do not fit the model's grid.
-        ArkvError: the model has no weights, or there is no such compile mode.
+        ArkvError: the model has no weights, or there is no such compile mode, here or at all.
     """
 
-    def __init__(self, model: Model, policy: CachePolicy, compile: Compile = "none") -> None:
+    def __init__(
+        self,
+        model: Model,
+        policy: CachePolicy,
+        compile: Compile = "none",
+        kv_dtype: KvDtype | None = None,
+    ) -> None:
         if model.device.type == "meta":
             raise ArkvError("the model is on the meta device: it has shapes but no weights to decode with")
         self.model, self.policy, self.compile = model.eval(), policy, compile
+        self.kv_dtype = kv_dtype
         self.plan = policy.plan(model.spec.grid, model.spec)
-        check_mode(compile)
+        check_mode(compile, model.device)
+        storage_dtype(kv_dtype, model.dtype)
         self._loop: Loop | None = None
 
     @property
@@ -131,7 +146,7 @@ class Decoder:
         top_k: int | None = None,
         top_p: float | None = None,
         guided_tokens: int | None = None,
-        batch_size: int | None = None,
+        batch_size: int | Literal["auto"] | None = None,
         progress: bool = False,
         on_line: OnLine | None = None,
     ) -> Result:
@@ -149,7 +164,8 @@ class Decoder:
             top_p: draw from the smallest set of tokens with at least this probability.
             guided_tokens: guide this many visual tokens from the first on, and draw the others from the
                 conditional logits; None takes the model's own number, which is all for most.
-            batch_size: pictures decoded at a time; None for all at once.
+            batch_size: pictures decoded at a time; None for all at once, "auto" for as many as the free
+                memory has room for by `arkv.estimate`.
             progress: show a bar.
             on_line: called after each line with the range of prompts in this batch, the index of the line
                 and, for each of these prompts, the lines finished so far as an image.
@@ -164,24 +180,30 @@ class Decoder:
         guided_tokens = self.model.spec.guided_tokens if guided_tokens is None else guided_tokens
         sampling = Sampling(guidance, temperature, top_k if top_k != 0 else None, top_p, guided_tokens)
         sampling.check(self.model.spec.vocabulary)
-        size = len(prompts) if batch_size is None else batch_size
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise ArkvError(f"batch_size is {size}: expected a whole number, at least 1")
+        check_batch_size(batch_size)
         self.model.check_prompts(prompts)
         total = self.model.spec.grid.tokens
         tokens, seconds, bytes_held, bytes_full = [], 0.0, 0, 0
+        size = len(prompts) if batch_size is None else batch_size
+        start = 0
         with tqdm(total=len(prompts) * total, unit="token", unit_scale=True, disable=not progress) as bar:
-            for start in range(0, len(prompts), size):
+            while start < len(prompts):
+                begun = time.perf_counter()
+                if size == "auto":
+                    size = self.batch_that_fits(prompts, sampling.guided)
                 batch = range(start, min(start + size, len(prompts)))
                 rows = list(batch)
                 if start and self.compile != "none":
                     # A short last batch is filled up: a shape of its own would be compiled anew.
                     rows += [rows[-1]] * (size - len(rows))
-                begun = time.perf_counter()
                 condition = self.model.condition([prompts[i] for i in rows], sampling.guided)
                 loop = self._loop_for(condition, len(rows), sampling.guided)
-                drawn = self._decode(loop, condition, [seeds[i] for i in rows], sampling, batch, bar, on_line)
-                tokens.append(drawn[: len(batch)].cpu())
+                uniforms = picture_uniforms([seeds[i] for i in rows], total)
+                for line in loop.sample_(condition, uniforms, sampling):
+                    bar.update(self.model.spec.grid.line * len(batch))
+                    if on_line is not None:
+                        on_line(batch, line, self._lines_so_far(loop.tokens[: len(batch)], line))
+                tokens.append(loop.tokens[: len(batch)].to("cpu", copy=True))
                 seconds += time.perf_counter() - begun
                 if loop.store.kv_bytes > bytes_held:
                     estimated = estimate(
@@ -189,6 +211,7 @@ class Decoder:
                     )
                     bytes_held, bytes_full = loop.store.kv_bytes, estimated.full_kv
                 del loop  # a store of another shape must not be allocated beside this one
+                start = batch.stop
         all_tokens = torch.cat(tokens)
         stats = Statistics(
             pictures=len(prompts),
@@ -247,38 +270,23 @@ class Decoder:
         loop.check()
         return ForcedLogits(raw, guided)
 
-    def _decode(
-        self,
-        loop: Loop,
-        condition: Condition,
-        seeds: Sequence[int],
-        sampling: Sampling,
-        batch: range,
-        bar: tqdm[Any],
-        on_line: OnLine | None,
-    ) -> Tensor:
-        """Tokens int64 `[pictures, N]` of one batch, of which the prompts of `batch` are the first."""
-        grid, device = self.model.spec.grid, self.model.device
-        uniforms = picture_uniforms(seeds, grid.tokens).to(device)
-        scale = torch.tensor(sampling.guidance, dtype=torch.float32, device=device)
-        tokens = torch.zeros(len(seeds), grid.tokens, dtype=torch.long, device=device)
-        logits = loop.prefill_(condition)
-        for position in range(grid.tokens):
-            if sampling.guides(position):
-                logits = guide(logits, scale)
-            drawn = draw(logits[: len(seeds)], uniforms[:, position], sampling)
-            tokens[:, position] = drawn
-            if position + 1 < grid.tokens:
-                logits = loop.advance_(_for_rows(drawn, sampling), position)
-            if (position + 1) % grid.line == 0:
-                loop.check()
-                bar.update(grid.line * len(batch))
-                if on_line is not None:
-                    line = position // grid.line
-                    images = self._images(tokens[: len(batch)])
-                    done = [i.crop((0, 0, i.width, i.height * (line + 1) // grid.rows)) for i in images]
-                    on_line(batch, line, done)
-        return tokens
+    @torch.inference_mode()
+    def batch_that_fits(self, prompts: Sequence[Any], guided: bool) -> int:
+        """How many pictures of any of these prompts can be decoded at a time.
+
+        Args:
+            prompts: as for `generate`.
+            guided: whether every picture has an unconditional row too.
+
+        Returns:
+            At least 1, at most all of them; which is what it is where nobody can say how much memory is free.
+        """
+        # Every batch is padded to its own longest prompt. Encoding all of them now may take long, so a few of
+        # the longest texts speak for the rest; what one of those is off by, `KEPT_FREE` has room for.
+        texts = sorted(prompts, key=lambda prompt: len(str(prompt)))[-LONGEST_PROMPTS:]
+        longest = self.model.condition(texts, False).mask.shape[1]
+        fits = largest_batch(self.model, self.policy, guided, longest, self.kv_dtype)
+        return max(1, len(prompts) if fits is None else min(fits, len(prompts)))
 
     def _loop_for(self, condition: Condition, pictures: int, guided: bool) -> Loop:
         """The loop of this batch shape; the last one is kept, with its store and its graphs."""
@@ -286,9 +294,16 @@ class Decoder:
         shape = (rows, length, guided, self.model.dtype, self.model.device)  # a model may have been moved
         if self._loop is None or self._loop.shape != shape:
             self._loop = None  # its memory is free before the next store is allocated
-            check_memory(self.model, self.policy, pictures, guided, length)
-            self._loop = Loop(self.model, self.policy, rows, length, self.compile, guided)
+            check_memory(self.model, self.policy, pictures, guided, length, self.kv_dtype)
+            self._loop = Loop(
+                self.model, self.policy, rows, length, self.compile, guided, kv_dtype=self.kv_dtype
+            )
         return self._loop
+
+    def _lines_so_far(self, tokens: Tensor, line: int) -> list[Image.Image]:
+        """The upper part of each picture, down to a line that is finished."""
+        rows = self.model.spec.grid.rows
+        return [i.crop((0, 0, i.width, i.height * (line + 1) // rows)) for i in self._images(tokens)]
 
     def _images(self, tokens: Tensor) -> list[Image.Image]:
         return [Image.fromarray(picture) for picture in self.model.pixels(tokens).numpy()]
@@ -317,6 +332,13 @@ class Decoder:
             if isinstance(seed, bool) or not hasattr(seed, "__index__") or not 0 <= seed < 2**64:
                 raise ArkvError(f"seed {seed!r}: expected a whole number from 0 to 2^64 - 1")
         return [index(seed) for seed in seeds]
+
+
+def check_batch_size(size: object) -> None:
+    """Raise `ArkvError` unless it is a whole number of pictures, "auto" or None."""
+    whole = isinstance(size, int) and not isinstance(size, bool) and size >= 1
+    if not whole and size not in ("auto", None):
+        raise ArkvError(f"batch_size is {size!r}: expected a whole number, at least 1, or 'auto'")
 
 
 def _for_rows(tokens: Tensor, sampling: Sampling) -> Tensor:

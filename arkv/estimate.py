@@ -13,6 +13,7 @@ import torch
 from arkv.errors import MemoryLimitError
 from arkv.model import Model
 from arkv.policy import CachePolicy
+from arkv.quantization import SCALE_DTYPE, is_quantized, storage_dtype
 from arkv.store import BLOCK, sizes_of
 
 KEPT_FREE = 0.05  # share of the free memory that a batch leaves alone: allocators and the rest of the program
@@ -34,7 +35,7 @@ class Estimate:
     Attributes:
         weights: parameters and buffers of the model.
         kv: keys and values of the store.
-        full_kv: what keys and values would be with a slot for every token.
+        full_kv: what keys and values would be with a slot for every token, in the model's own dtype.
         statistics: positions and what the policy remembers of each slot.
         scratch: the largest of what lives beside them at one time, an upper bound: prefill of the
             condition, or one step (activations, scores, logits, uniform numbers).
@@ -64,6 +65,7 @@ def estimate(
     guided: bool = True,
     condition: int | None = None,
     dtype: torch.dtype | None = None,
+    kv_dtype: str | None = None,
 ) -> Estimate:
     """Compute the memory of one batch.
 
@@ -74,6 +76,7 @@ def estimate(
         guided: whether every picture has an unconditional row too.
         condition: condition tokens of a row; None for the most a prompt can have.
         dtype: of weights, keys and values; None for the model's own.
+        kv_dtype: "int8" or "fp8" for keys and values in eight bits; None for `dtype`.
 
     Returns:
         Bytes. Keys and values are exact.
@@ -90,7 +93,9 @@ def estimate(
     pools = [sum(layer) + spec.kv_heads * condition for layer in plan.visual_slots(spec)]
     widest = max(pools)
     slots = spec.layers * rows * widest
-    slot_bytes = 2 * spec.head_dim * dtype.itemsize
+    stored = storage_dtype(kv_dtype, dtype)
+    scale_bytes = SCALE_DTYPE.itemsize if is_quantized(stored) else 0
+    slot_bytes = 2 * (spec.head_dim * stored.itemsize + scale_bytes)
     field_bytes = torch.int32.itemsize + sum(kind.itemsize for kind in policy.fields.values())
 
     of_heads = sizes_of(policy.head_fields, spec.grid).values()
@@ -101,7 +106,9 @@ def estimate(
     places = widest + BLOCK * spec.kv_heads if unequal else 0
     owners = spec.layers * (rows if plan.shared else 1)
     layout = owners * (8 * widest + 9 * places + 8 * places // BLOCK)
-    gathered = rows * places * slot_bytes
+    # As many slots of one layer are turned into the dtype of the products where they are stored narrower.
+    widened = 0 if stored == dtype else rows * max(widest, places) * 2 * spec.head_dim * dtype.itemsize
+    gathered = rows * places * slot_bytes + widened
 
     # One row's widest activations (inside of the MLP beside the residual stream), in float32 twice over.
     activations = 4 * 4 * (2 * spec.width + 3 * spec.hidden)
@@ -119,7 +126,7 @@ def estimate(
         )
         + sum(b.numel() * b.element_size() for b in model.buffers()),
         kv=rows * sum(pools) * slot_bytes,
-        full_kv=heads * (condition + spec.grid.tokens) * slot_bytes,
+        full_kv=heads * (condition + spec.grid.tokens) * 2 * spec.head_dim * dtype.itemsize,
         statistics=slots * field_bytes + heads * head_bytes + layout,
         scratch=max(prefill, step, ranking) + pictures * spec.grid.tokens * 12,
     )
@@ -152,23 +159,56 @@ def _container_memory() -> list[int]:
     return left
 
 
-def check_memory(model: Model, policy: CachePolicy, pictures: int, guided: bool, condition: int) -> None:
+def largest_batch(
+    model: Model, policy: CachePolicy, guided: bool, condition: int, kv_dtype: str | None = None
+) -> int | None:
+    """The most pictures whose batch fits into the memory that is free beside the weights already loaded.
+
+    Args:
+        model: says which device.
+        policy: decides what a picture takes.
+        guided: whether every picture has an unconditional row too.
+        condition: condition tokens of a row.
+        kv_dtype: as for `estimate`.
+
+    Returns:
+        Pictures, maybe none; None where nobody can say how much memory is free.
+    """
+    free = available_memory(model.device)
+    if free is None:
+        return None
+    usable = int(free * (1 - KEPT_FREE))
+
+    def needed(pictures: int) -> int:
+        return estimate(model, policy, pictures, guided, condition, kv_dtype=kv_dtype).batch
+
+    # An estimate is a constant and so much a picture, except for what rounds or takes turns in being largest.
+    fits = usable // needed(1)
+    while needed(fits + 1) <= usable:
+        fits = max(fits + 1, usable * (fits + 1) // needed(fits + 1))
+    while fits and needed(fits) > usable:
+        fits -= 1
+    return fits
+
+
+def check_memory(
+    model: Model,
+    policy: CachePolicy,
+    pictures: int,
+    guided: bool,
+    condition: int,
+    kv_dtype: str | None = None,
+) -> None:
     """Refuse a batch that does not fit beside the weights already loaded.
 
     Raises:
         MemoryLimitError: says what is needed, what there is, and the largest batch that fits.
     """
-    free = available_memory(model.device)
-    if free is None:
+    fits = largest_batch(model, policy, guided, condition, kv_dtype)
+    if fits is None or pictures <= fits:
         return
-    usable = int(free * (1 - KEPT_FREE))
-    needed = estimate(model, policy, pictures, guided, condition).batch
-    if needed <= usable:
-        return
-    # The estimate is linear in the batch but for a constant, so the ratio is a bound to search below.
-    fits = min(pictures - 1, usable * pictures // needed)
-    while fits and estimate(model, policy, fits, guided, condition).batch > usable:
-        fits -= 1
+    needed = estimate(model, policy, pictures, guided, condition, kv_dtype=kv_dtype).batch
+    usable = int((available_memory(model.device) or 0) * (1 - KEPT_FREE))
     advice = (
         f"the largest batch that fits is {fits}" if fits else "not even one picture fits: lower the ratio"
     )

@@ -17,12 +17,13 @@ from scipy.stats import binomtest  # type: ignore[import-untyped]
 from torch import Tensor
 from tqdm import tqdm
 
-from arkv.bench import describe_run
 from arkv.decoder import Decoder, Statistics
 from arkv.errors import ArkvError, BudgetError
 from arkv.loop import Compile
+from arkv.machine import describe_run
 from arkv.model import Model
 from arkv.policy import CachePolicy
+from arkv.quantization import KvDtype
 from arkv.registry import load_policy, split_commas
 from arkv.shadow import Fidelity, compare
 
@@ -152,7 +153,8 @@ class Settings:
         batch_size: pictures decoded at a time.
         guidance: scale of classifier-free guidance; 1 leaves the unconditional rows out.
         seed: of the prompts and of the first picture; the others count up from it.
-        compile: "none" or "inductor"; the comparison with the full cache runs eagerly all the same.
+        compile: as for `arkv.Decoder`; the comparison with the full cache runs eagerly all the same.
+        kv_dtype: how policies store keys and values; the full cache that they are compared with is exact.
 
     Raises:
         ArkvError: a number is out of range.
@@ -164,6 +166,7 @@ class Settings:
     guidance: float = 1.0
     seed: int = 0
     compile: Compile = "none"
+    kv_dtype: KvDtype | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("prompts", 1), ("forced_prompts", 0), ("batch_size", 1), ("seed", 0)):
@@ -179,7 +182,6 @@ def describe(model: Model, settings: Settings) -> tuple[dict[str, Any], dict[str
         What must be the same for its rows to be compared, and other facts of this run.
     """
     run = describe_run(model, settings.seed, settings.guidance)
-    del run["peak_process_bytes"]  # nothing has been drawn so far
     versions = {name: run.pop(name) for name in ("arkv", "torch", "model", "device", "dtype")}
     shared = versions | dataclasses.asdict(settings)
     return shared, {name: value for name, value in run.items() if name not in shared}
@@ -222,7 +224,7 @@ def _draw(
     model: Model, policy: CachePolicy, prompts: Sequence[Any], settings: Settings, bar: tqdm[Any]
 ) -> tuple[list[bool | None], list[Statistics]]:
     """The verdict on every picture, and the statistics of every batch."""
-    decoder = Decoder(model, policy, settings.compile)
+    decoder = Decoder(model, policy, settings.compile, settings.kv_dtype)
     verdicts, stats = [], []
     for batch in _batches(len(prompts), settings):
         texts = [prompts[i] for i in batch]
@@ -259,7 +261,8 @@ def _compare(
     """The mean over all pictures, batch by batch."""
     parts, weights = [], []
     for batch in _batches(len(tokens), settings):
-        part = compare(model, policy, [prompts[i] for i in batch], tokens[batch], settings.guidance)
+        texts = [prompts[i] for i in batch]
+        part = compare(model, policy, texts, tokens[batch], settings.guidance, settings.kv_dtype)
         parts.append(part)
         weights.append(len(batch))
         bar.update(len(batch))

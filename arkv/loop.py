@@ -6,31 +6,54 @@
                       policy.observe(store, seen, step)
                       logits of the next token
 
-With `compile="inductor"` one block is compiled and every layer reuses it, as the head and the policy's
-verbs are compiled once each. Whatever changes from token to token is a tensor.
+A line of tokens is one piece of work (`Loop.sample_`): whatever changes within it, the place of the token
+too, is a tensor at a fixed address, and nothing comes back to Python before its end. With
+`compile="inductor"` one block is compiled and every layer reuses it, as the head and the policy's verbs are
+compiled once each. With `compile="cudagraphs"` the whole line, compiled so, is captured as one CUDA graph
+and replayed for the lines after it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal, TypeVar, cast, get_args
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, NamedTuple, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from arkv import kernels
 from arkv.attention import block_attention, causal_attention, slot_attention
 from arkv.errors import ArkvError, NumericalError
+from arkv.graphs import Replayed
 from arkv.model import Block, Condition, Model
 from arkv.policy import CachePolicy, Observation
+from arkv.quantization import storage_dtype
+from arkv.sampling import Sampling, draw, guide
 from arkv.store import Blocks, Store, write_
 
-Compile = Literal["none", "inductor"]
+Compile = Literal["none", "inductor", "cudagraphs"]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 # Every batch shape, budget and policy is a graph of its own; Dynamo's default of eight for a function is
 # soon used up by somebody who compares policies.
 GRAPHS_PER_FUNCTION = 256
+
+
+class Leaves(NamedTuple):
+    """Where one layer's keys and values lie: `[rows, pool, head_dim]`, written in place.
+
+    Attributes:
+        keys: of the layer.
+        values: of the layer.
+        key_scale: float32 `[rows, pool]` beside keys of eight bits, else None.
+        value_scale: likewise for values.
+    """
+
+    keys: Tensor
+    values: Tensor
+    key_scale: Tensor | None
+    value_scale: Tensor | None
 
 
 class Loop:
@@ -41,12 +64,16 @@ class Loop:
         policy: what stays resident.
         rows: sequences, both guidance rows of a picture counted.
         condition: condition tokens of a row, padding included.
-        compile: "none" runs eagerly, "inductor" through `torch.compile`.
+        compile: "none" runs eagerly, "inductor" through `torch.compile`, "cudagraphs" replays whole lines.
         guided: whether the second half of the rows are the unconditional ones of the first half.
+        kv_dtype: "int8" or "fp8" to store keys and values in eight bits; None for the model's own dtype.
+        beside: a loop whose first rows this one goes on with, in the same keys and values; None for a loop
+            of its own.
 
     Attributes:
         store: where keys and values lie.
         shape: rows, condition tokens, guidance, dtype and device that the loop was made for.
+        tokens: int64 `[pictures, N]`, what `sample_` has drawn so far.
     """
 
     def __init__(
@@ -57,30 +84,68 @@ class Loop:
         condition: int,
         compile: Compile,
         guided: bool = False,
+        kv_dtype: str | None = None,
+        beside: Loop | None = None,
     ) -> None:
-        spec = model.spec
-        self.model, self.policy = model, policy
+        spec, device = model.spec, model.device
+        self.model, self.policy, self.guided = model, policy, guided
         if unknown := policy.needs - set(Observation._fields):
             raise ArkvError(
                 f"{type(policy).__name__} needs {sorted(unknown)[0]!r}: a policy can be shown "
                 f"{', '.join(Observation._fields)}"
             )
-        self.store = Store(
+        self.store: Store = Store(
             spec,
             policy.plan(spec.grid, spec),
             rows,
             condition,
             policy.fields,
-            model.dtype,
-            model.device,
+            storage_dtype(kv_dtype, model.dtype),
+            device,
             policy.head_fields,
             guided,
+            None if beside is None else beside.store,
         )
-        self.shape = (rows, condition, guided, model.dtype, model.device)
+        self.shape = (rows, condition, guided, model.dtype, device)
+        self._compile, self._kv_dtype = compile, kv_dtype
         self._blocks = list(model.blocks)
-        self._blocks_of = [blocks_of_layer(self.store, layer) for layer in range(spec.layers)]
-        self._steps = torch.arange(spec.grid.tokens, device=model.device)
-        self._first_bad = torch.full((spec.layers + 1,), -1, device=model.device)
+        store = self.store
+        self._leaves = [
+            Leaves(*of_layer)
+            for of_layer in zip(store.keys, store.values, store.key_scales, store.value_scales, strict=True)
+        ]
+        self._blocks_of = [blocks_of_layer(store, layer) for layer in range(spec.layers)]
+        self._steps = torch.arange(spec.grid.tokens, device=device)
+        self._step = torch.zeros((), dtype=torch.long, device=device)
+        self._first_bad = torch.full((spec.layers + 1,), -1, device=device)
+        self._slots = torch.zeros(
+            spec.layers, rows, spec.kv_heads, store.plan.period, dtype=torch.long, device=device
+        )
+        pictures = rows // 2 if guided else rows
+        if beside is None:
+            self.tokens = torch.zeros(pictures, spec.grid.tokens, dtype=torch.long, device=device)
+            self._uniforms = torch.zeros(pictures, spec.grid.tokens, device=device)
+            self._scale, self._temperature = torch.zeros(2, device=device).unbind()
+        else:
+            self.tokens, self._uniforms = beside.tokens, beside._uniforms
+            self._scale, self._temperature = beside._scale, beside._temperature
+        # What a captured `advance_` reads and writes.
+        self._fed = torch.zeros(rows, dtype=torch.long, device=device)
+        self._logits = torch.zeros(rows, spec.vocabulary, device=device)
+        self._rotation: Tensor | None = None
+        self._unguided: Loop | None = None
+        self._lines = Replayed(compile == "cudagraphs")
+        # Where there are kernels, they write what a policy is shown to where it reads it.
+        self._kernels = kernels.available(device)
+        self._rooms = {
+            name: torch.zeros(spec.layers, rows, store.slots, device=device)
+            for name in sorted(policy.needs & {"mass", "scores"})
+            if self._kernels
+        }
+        # A length is no tensor and cannot change within a graph; kernels pass over empty slots by themselves.
+        self._reads_what_is_claimed = (
+            policy.in_order and store.equal and not self._kernels and compile != "cudagraphs"
+        )
         self._step_block = compiled(step_block, compile)
         self._head = compiled(model.head, compile)
         self._enter = compiled(enter_, compile)
@@ -97,7 +162,7 @@ class Loop:
         store.reset_(condition.mask)
         self.policy.begin(store)
         self._first_bad.fill_(-1)
-        self._rotation = condition.rotation
+        self._rotate_by_(condition.rotation)
         hidden = condition.embeddings
         rotation = condition.rotation[:, : store.condition]
         sums = []
@@ -107,7 +172,9 @@ class Loop:
             hidden = block.merge(hidden, causal_attention(query, key, value, condition.mask))
             # Padding attends to nothing real; only the last column speaks for a row.
             sums.append(hidden[:, -1].float().sum())
-        return self._finish(hidden[:, -1:], sums, 0)
+        logits = self._finish(hidden[:, -1:], sums, self._steps[0])
+        check_selection(self.policy, store, self.policy.select(store, self._steps[0]))
+        return logits
 
     def advance_(self, tokens: Tensor, position: int) -> Tensor:
         """Decode one token further.
@@ -119,39 +186,50 @@ class Loop:
         Returns:
             float32 `[rows, vocabulary]`, logits of the token at `position + 1`.
         """
-        store, policy = self.store, self.policy
-        step, period = self._steps[position], store.plan.period
-        if position == 0:
-            check_selection(policy, store, policy.select(store, step))
-        if position % period == 0:
-            self._slots = self._recycle(policy, store, step)
-        offset = self._steps[position % period]
-        hidden, index, visible = self._enter(self.model, policy, store, tokens, self._slots, offset, step)
-        place = store.condition + position
-        rotation = self._rotation[:, place : place + 1]
-        sums, seen = [], []
-        for layer, block in enumerate(self._blocks):
-            hidden, total, observed = self._step_block(
-                block,
-                hidden,
-                rotation,
-                store.keys[layer],
-                store.values[layer],
-                index[layer],
-                visible[layer],
-                self._blocks_of[layer],
-                store.kv_heads,
-                policy.needs,
-            )
-            sums.append(total)
-            seen.append(observed)
-        if policy.needs:
-            self._observe(policy, store, seen, step)
-        return self._finish(hidden, sums, position + 1)
+        if not self._lines.captures:
+            return self._advance(tokens, self._steps[position], position)
+
+        def run() -> None:
+            self._logits.copy_(self._advance(self._fed, self._step, position))
+
+        self._fed.copy_(tokens)
+        self._step.fill_(position)
+        self._lines.run(("step", position % self.store.plan.period), run)
+        return self._logits.clone()
+
+    def sample_(self, condition: Condition, uniforms: Tensor, sampling: Sampling) -> Iterator[int]:
+        """Decode a batch of pictures into `tokens`.
+
+        Args:
+            condition: of all rows.
+            uniforms: float32 `[pictures, N]`, what each token is drawn by.
+            sampling: how; guided exactly if the loop is.
+
+        Yields:
+            The index of each line as soon as it is finished, its numbers checked.
+
+        Raises:
+            NumericalError: a number was not finite.
+        """
+        line, total = self.model.spec.grid.line, self.model.spec.grid.tokens
+        self._uniforms.copy_(uniforms)
+        self._scale.fill_(sampling.guidance)
+        self._temperature.fill_(sampling.temperature)
+        self._draw_(self.prefill_(condition), self._steps[0], 0, sampling)
+        # The token that is drawn at the end of a line enters the cache at the start of the next.
+        for stop in range(line - 1, total, line):
+            for part in split(max(0, stop - line), stop, self._guided_steps(sampling)):
+                self._loop_at(part.start, sampling)._decode_(part, sampling)
+            self.check()
+            yield stop // line
 
     def check(self) -> None:
         """Raise `NumericalError` if a number was not finite since the prefill; waits for the device."""
         bad = [(step, layer) for layer, step in enumerate(self._first_bad.tolist()) if step >= 0]
+        if self._unguided is not None:
+            bad += [
+                (step, layer) for layer, step in enumerate(self._unguided._first_bad.tolist()) if step >= 0
+            ]
         if bad:
             step, layer = min(bad)
             where = f"layer {layer}" if layer < len(self._blocks) else "the output head"
@@ -160,13 +238,124 @@ class Loop:
                 "the weights are damaged, or the dtype is too narrow for them (try float32)"
             )
 
-    def _finish(self, hidden: Tensor, sums: list[Tensor], position: int) -> Tensor:
-        step = self._steps[position]
+    def _decode_(self, steps: range, sampling: Sampling) -> None:
+        """Feed the tokens at `steps`, one after the other, and draw the one after each."""
+
+        def run() -> None:
+            for position in steps:
+                token = self.tokens.index_select(1, self._step[None])[:, 0]
+                if self.guided:
+                    token = token.repeat(2)
+                logits = self._advance(token, self._step, position)
+                self._step.add_(1)
+                self._draw_(logits, self._step, position + 1, sampling)
+
+        self._step.fill_(steps.start)
+        # What a graph has for good; guidance and temperature are tensors.
+        period = self.store.plan.period
+        self._lines.run(("line", len(steps), steps.start % period, sampling.frozen), run)
+
+    def _advance(self, tokens: Tensor, step: Tensor, position: int) -> Tensor:
+        """`advance_`, with the position as a tensor for what is captured and as a number for what is not."""
+        store, policy = self.store, self.policy
+        offset = position % store.plan.period
+        if offset == 0:
+            self._slots.copy_(self._recycle(policy, store, step))
+        assert self._rotation is not None
+        hidden, rotation, index, visible = self._enter(
+            self.model, policy, store, tokens, self._slots, self._steps[offset], self._rotation, step
+        )
+        reach = self._reach(position)
+        sums, seen = [], []
+        for layer, block in enumerate(self._blocks):
+            hidden, total, observed = self._step_block(
+                block,
+                hidden,
+                rotation,
+                self._leaves[layer],
+                index[layer],
+                visible[layer],
+                self._blocks_of[layer],
+                store.kv_heads,
+                policy.needs,
+                reach,
+                self._kernels,
+                {name: room[layer] for name, room in self._rooms.items()},
+            )
+            sums.append(total)
+            seen.append(observed)
+        if policy.needs:
+            self._observe(policy, store, seen, self._rooms, step)
+        return self._finish(hidden, sums, step + 1)
+
+    def _draw_(self, logits: Tensor, step: Tensor, position: int, sampling: Sampling) -> None:
+        """Draw the token at a place."""
+        if sampling.guides(position):
+            logits = guide(logits, self._scale)
+        uniforms = self._uniforms.index_select(1, step[None])[:, 0]
+        drawn = draw(logits[: len(self.tokens)], uniforms, sampling, self._temperature)
+        self.tokens.index_copy_(1, step[None], drawn[:, None])
+
+    def _reach(self, position: int) -> Tensor | None:
+        """How far slots have been claimed, in whole lines; None where all slots are to be read."""
+        store, line = self.store, self.model.spec.grid.line
+        if not self._reads_what_is_claimed:
+            return None
+        capacity = store.slots // store.kv_heads
+        reach = store.condition + (position // line + 1) * line
+        if reach >= capacity:
+            return None
+        length = torch.empty(reach, 0)
+        torch._dynamo.mark_dynamic(length, 0, min=2, max=capacity - 1)
+        return length
+
+    def _guided_steps(self, sampling: Sampling) -> int:
+        """From which step on the unconditional rows are not fed: what they would say is not used."""
+        total = len(self._steps)
+        return total if sampling.guided_tokens is None else max(0, sampling.guided_tokens - 1)
+
+    def _loop_at(self, position: int, sampling: Sampling) -> Loop:
+        """This loop, or once guidance is over the one of the conditional rows alone."""
+        over = self._guided_steps(sampling)
+        if not self.guided or position < over:
+            return self
+        if self._unguided is None:
+            _, condition, *_ = self.shape
+            self._unguided = Loop(
+                self.model,
+                self.policy,
+                len(self.tokens),
+                condition,
+                self._compile,
+                kv_dtype=self._kv_dtype,
+                beside=self,
+            )
+        if position == over:
+            rest = self._unguided
+            rest.store.copy_statistics_(self.store)
+            rest._slots.copy_(self._slots[:, : len(self.tokens)])
+            rest._first_bad.fill_(-1)
+            assert self._rotation is not None
+            rest._rotate_by_(self._rotation[: len(self.tokens)])
+        return self._unguided
+
+    def _rotate_by_(self, rotation: Tensor) -> None:
+        """Keep the rotations of all tokens where captured graphs look for them."""
+        if self._rotation is None:
+            self._rotation = torch.empty_like(rotation)
+        self._rotation.copy_(rotation)
+
+    def _finish(self, hidden: Tensor, sums: list[Tensor], step: Tensor) -> Tensor:
         logits: Tensor = self._head(hidden, step)
         # A sum is finite only if all its terms are; the greatest logit, because others may be forbidden.
         finite = torch.stack([*sums, logits.amax(-1).sum()]).isfinite()
         self._first_bad.copy_(torch.where(finite | (self._first_bad >= 0), self._first_bad, step))
         return logits
+
+
+def split(start: int, stop: int, at: int) -> list[range]:
+    """The range, in two where `at` lies inside of it."""
+    return [part for part in (range(start, min(stop, at)), range(max(start, at), stop)) if part]
 
 
 def enter_(
@@ -176,9 +365,10 @@ def enter_(
     tokens: Tensor,
     slots: Tensor,
     offset: Tensor,
+    rotation: Tensor,
     step: Tensor,
-) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """Give a new token its slots and its embedding.
+) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
+    """Give a new token its slots, its embedding and its rotation.
 
     Args:
         model: embeds the token.
@@ -187,11 +377,12 @@ def enter_(
         tokens: int64 `[rows]`.
         slots: int64 `[layers, rows, kv_heads, period]`, what the last eviction freed.
         offset: int64 0-d, which of them is next.
+        rotation: float32 `[rows or 1, condition + N, head_dim]`, of all tokens.
         step: int64 0-d, position of the token.
 
     Returns:
-        Hidden `[rows, 1, width]` and, by layer, where to write, int64 `[rows * kv_heads]`, and what to look
-        at, bool `[rows, pool]`.
+        Hidden `[rows, 1, width]`, the token's rotation `[rows or 1, 1, head_dim]` and, by layer, where to
+        write, int64 `[rows * kv_heads]`, and what to look at, bool `[rows, pool]`.
     """
     chosen = slots.index_select(-1, offset[None])[..., 0]
     index = store.claim_(chosen, step)
@@ -199,20 +390,27 @@ def enter_(
     limit = policy.visible(store, step)
     if limit is not None:
         visible = visible & limit
-    return model.embed(tokens, step), index, [v[:, :n] for v, n in zip(visible, store.pools, strict=True)]
+    return (
+        model.embed(tokens, step),
+        rotation.index_select(1, (store.condition + step)[None]),
+        index,
+        [v[:, :n] for v, n in zip(visible, store.pools, strict=True)],
+    )
 
 
 def step_block(
     block: Block,
     hidden: Tensor,
     rotation: Tensor,
-    keys: Tensor,
-    values: Tensor,
+    leaves: Leaves,
     index: Tensor,
     visible: Tensor,
     blocks: Blocks | None,
     kv_heads: int,
     needs: frozenset[str],
+    reach: Tensor | None,
+    with_kernels: bool,
+    rooms: dict[str, Tensor],
 ) -> tuple[Tensor, Tensor, Observation]:
     """One block for one token: write its key and value, attend over the slots.
 
@@ -220,35 +418,57 @@ def step_block(
         block: the weights.
         hidden: `[rows, 1, width]`.
         rotation: float32 `[rows or 1, 1, head_dim]`.
-        keys: `[rows, pool, head_dim]`, the layer's leaf, written in place.
-        values: as `keys`.
+        leaves: the layer's keys and values, written in place.
         index: int64 `[rows * kv_heads]`, the slots to write, from `Store.claim_`.
         visible: bool `[rows, pool]`, the new token's slots included.
         blocks: where each head's slots are; None if the heads are equal and lie one after the other.
         kv_heads: key heads.
         needs: what the policy wants to see.
+        reach: `[n, 0]` where only the first `n` slots of a head can hold anything; None to read all. A
+            length and not a number, so that one graph serves every `n`.
+        with_kernels: whether attention is `arkv.kernels`'.
+        rooms: what kernels write mass and scores to, as far as there are `needs`: float32 `[rows, slots]`.
 
     Returns:
         The next hidden state, its sum (float32 0-d, finite only if all of it is), and what the policy needs
-        of this layer.
+        of this layer, as far as there is no room for it.
     """
     query, key, value = block.project(hidden, rotation)
-    write_(keys, index, key)
-    write_(values, index, value)
-    if blocks is None:
-        attended = slot_attention(query[:, 0], keys, values, visible, kv_heads, needs)
+    keys, values, key_scale, value_scale = leaves
+    write_(keys, index, key, key_scale)
+    write_(values, index, value, value_scale)
+    leaf = (query[:, 0], keys, values, visible)
+    if with_kernels and blocks is None:
+        attended = kernels.slot_attention(*leaf, kv_heads, needs, key_scale, value_scale, **rooms)
+    elif with_kernels and blocks is not None:
+        attended = kernels.block_attention(*leaf, *blocks, kv_heads, needs, key_scale, value_scale, **rooms)
+    elif blocks is None:
+        extent = None if reach is None else reach.shape[0]
+        attended = slot_attention(*leaf, kv_heads, needs, key_scale, value_scale, extent)
     else:
-        attended = block_attention(query[:, 0], keys, values, visible, *blocks, kv_heads, needs)
+        attended = block_attention(*leaf, *blocks, kv_heads, needs, key_scale, value_scale)
     hidden = block.merge(hidden, attended.output[:, None])
     seen = Observation(cast(Tensor, attended.mass), cast(Tensor, attended.scores), query[:, 0])
-    observed = Observation(**{name: getattr(seen, name) for name in sorted(needs)})
+    observed = Observation(**{name: getattr(seen, name) for name in sorted(needs - rooms.keys())})
     return hidden, hidden.float().sum(), observed
 
 
-def observe_(policy: CachePolicy, store: Store, seen: list[Observation], step: Tensor) -> None:
-    """Show the policy what all layers saw; pools smaller than the widest are filled up with zeros."""
+def observe_(
+    policy: CachePolicy, store: Store, seen: list[Observation], rooms: dict[str, Tensor], step: Tensor
+) -> None:
+    """Show the policy what all layers saw; pools smaller than the widest are filled up with zeros.
+
+    Args:
+        policy: looks.
+        store: gets its statistics.
+        seen: by layer, what there is no room for.
+        rooms: the rest, of all layers together, `[layers, rows, slots]`.
+        step: int64 0-d, position of the token.
+    """
 
     def joined(name: str) -> Tensor:
+        if name in rooms:
+            return rooms[name]
         parts = [getattr(layer, name) for layer in seen]
         if name == "queries":
             return torch.stack(parts)
@@ -294,10 +514,14 @@ def check_selection(policy: CachePolicy, store: Store, slots: Tensor) -> None:
         )
 
 
-def check_mode(mode: str) -> None:
-    """Raise `ArkvError` for a compile mode that there is not."""
+def check_mode(mode: str, device: torch.device) -> None:
+    """Raise `ArkvError` for a compile mode that there is not, at all or on this device."""
     if mode not in get_args(Compile):
         raise ArkvError(f"compile is {mode!r}: expected {' or '.join(map(repr, get_args(Compile)))}")
+    if mode == "cudagraphs" and device.type != "cuda":
+        raise ArkvError(
+            f"compile is 'cudagraphs' and the model is on {device}: take 'inductor', or a CUDA device"
+        )
 
 
 def compiled(function: Function, mode: Compile) -> Function:

@@ -77,7 +77,7 @@ def _draw_accuracy(axes: Axes, rows: Sequence[Evaluation]) -> None:
             yerr=(below, above),
             label=name,
             elinewidth=0.8,
-            **_style(index),
+            **line_style(index),
         )
 
 
@@ -90,7 +90,7 @@ def _draw_attention_lost(axes: Axes, rows: Sequence[Evaluation]) -> None:
         points = [
             (row.ratio, row.attention_lost) for row in line if row.ratio and row.attention_lost is not None
         ]
-        axes.plot([x for x, _ in points], [y for _, y in points], label=name, **_style(index))
+        axes.plot([x for x, _ in points], [y for _, y in points], label=name, **line_style(index))
     axes.set_ylim(bottom=-0.02 * axes.get_ylim()[1])
 
 
@@ -133,7 +133,8 @@ def _reach(accuracy: Accuracy) -> tuple[float, float]:
     return max(0.0, accuracy.share - accuracy.low), max(0.0, accuracy.high - accuracy.share)
 
 
-def _style(index: int) -> dict[str, Any]:
+def line_style(index: int) -> dict[str, Any]:
+    """Colour, points and dashes of the line with this index, told apart without colours too."""
     return {
         "color": COLOURS[index % len(COLOURS)],
         "marker": MARKERS[index % len(MARKERS)],

@@ -52,12 +52,15 @@ class CachePolicy(ABC):
             number for each visual token; zero when a picture is begun.
         needs: which parts of an `Observation` to hand to `observe`. A policy that needs none does not
             look, and costs nothing.
+        in_order: whether every head's slots are claimed from its first to its last, each once, so that those
+            not reached yet need not be read.
         source: the paper, or where the method is from.
     """
 
     fields: ClassVar[Mapping[str, torch.dtype]] = {}
     head_fields: ClassVar[HeadFields] = {}
     needs: ClassVar[frozenset[str]] = frozenset()
+    in_order: ClassVar[bool] = False
     source: ClassVar[str] = ""
 
     def to_dict(self) -> dict[str, Any]:

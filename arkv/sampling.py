@@ -49,6 +49,11 @@ class Sampling:
         """Whether the visual token at a position is guided."""
         return self.guided and (self.guided_tokens is None or position < self.guided_tokens)
 
+    @property
+    def frozen(self) -> tuple[bool, int | None, float | None, int | None]:
+        """What decides which operations a draw is made of, as opposed to the numbers that they take."""
+        return self.temperature == 0, self.top_k, self.top_p, self.guided_tokens
+
     def check(self, vocabulary: int) -> None:
         """Raise `ArkvError` for a value out of range or of the wrong type."""
         for name in ("guidance", "temperature", "top_k", "top_p"):
@@ -94,17 +99,18 @@ def guide(logits: Tensor, scale: Tensor) -> Tensor:
     return guided.masked_fill(forbidden, -torch.inf)
 
 
-def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
+def probabilities(logits: Tensor, sampling: Sampling, temperature: Tensor) -> Tensor:
     """The distribution that a token is drawn from: temperature, then top-k, then top-p.
 
     Args:
         logits: float32 `[pictures, vocabulary]`, guided already.
-        sampling: temperature above 0, and the filters.
+        sampling: the filters.
+        temperature: float32 0-d, above 0.
 
     Returns:
         float32 `[pictures, vocabulary]`, not normalised where a filter cut something off.
     """
-    logits = logits / sampling.temperature
+    logits = logits / temperature
     if sampling.top_k is not None:
         least = logits.topk(sampling.top_k).values[:, -1:]
         logits = logits.masked_fill(logits < least, -torch.inf)
@@ -117,20 +123,21 @@ def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
     return weights
 
 
-def draw(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> Tensor:
+def draw(logits: Tensor, uniforms: Tensor, sampling: Sampling, temperature: Tensor) -> Tensor:
     """Draw one token a picture.
 
     Args:
         logits: float32 `[pictures, vocabulary]`, guided already.
         uniforms: float32 `[pictures]` in [0, 1).
-        sampling: temperature and filters.
+        sampling: the filters, and whether to take the likeliest.
+        temperature: float32 0-d, that of `sampling` as a tensor, so that a captured draw can be told another.
 
     Returns:
         int64 `[pictures]`: the first token whose cumulative probability exceeds the uniform number.
     """
     if sampling.temperature == 0:
         return logits.argmax(-1)
-    cumulative = probabilities(logits, sampling).cumsum(-1)
+    cumulative = probabilities(logits, sampling, temperature).cumsum(-1)
     total = cumulative[:, -1:]
     # Rounding must not lift the threshold to the total, past which there is no token.
     threshold = torch.minimum(uniforms[:, None] * total, total.nextafter(torch.zeros_like(total)))

@@ -21,6 +21,7 @@ from arkv.grid import Grid
 from arkv.loop import Loop
 from arkv.model import Model, ModelSpec
 from arkv.policy import CachePolicy, Observation
+from arkv.quantization import KvDtype
 from arkv.registry import load_policy
 from arkv.sampling import Sampling, guide
 from arkv.store import CONDITION, CachePlan, HeadFields, Store
@@ -48,7 +49,12 @@ class Fidelity:
 
 @torch.inference_mode()
 def compare(
-    model: Model, policy: CachePolicy, prompts: Sequence[Any], tokens: Tensor, guidance: float = 1.0
+    model: Model,
+    policy: CachePolicy,
+    prompts: Sequence[Any],
+    tokens: Tensor,
+    guidance: float = 1.0,
+    kv_dtype: KvDtype | None = None,
 ) -> Fidelity:
     """Decode given tokens with the full cache and with a policy, side by side, as one batch.
 
@@ -60,6 +66,7 @@ def compare(
         prompts: one a picture.
         tokens: int64 `[pictures, N]`.
         guidance: scale of classifier-free guidance; 1 leaves the unconditional rows out.
+        kv_dtype: how the policy's keys and values are stored; the full cache's are always exact.
 
     Raises:
         BudgetError: the policy does not fit the model's grid.
@@ -69,7 +76,10 @@ def compare(
     condition = model.condition(prompts, sampling.guided)
     rows, length = condition.mask.shape
     watched = [Watched(policy=load_policy("full"), with_mass=True), Watched(policy=policy)]
-    shadow, loop = (Loop(model, one, rows, length, "none", sampling.guided) for one in watched)
+    shadow, loop = (
+        Loop(model, one, rows, length, "none", sampling.guided, stored)
+        for one, stored in zip(watched, (None, kv_dtype), strict=True)
+    )
     tokens = tokens.to(model.device)
     scale = torch.tensor(guidance, dtype=torch.float32, device=model.device)
     lost = torch.zeros(model.spec.layers, device=model.device)
@@ -161,6 +171,11 @@ class Watched(CachePolicy):
     def needs(self) -> frozenset[str]:  # type: ignore[override]
         """The policy's, and what is to be written down."""
         return self.policy.needs | ({"mass"} if self.with_mass else set())
+
+    @property
+    def in_order(self) -> bool:  # type: ignore[override]
+        """As the policy's."""
+        return self.policy.in_order
 
     def plan(self, grid: Grid, spec: ModelSpec) -> CachePlan:
         """As the policy does."""

@@ -26,6 +26,7 @@ from torch.nn.functional import pad
 from arkv.errors import ArkvError, BudgetError
 from arkv.grid import Grid
 from arkv.model import ModelSpec
+from arkv.quantization import SCALE_DTYPE, is_quantized, quantize
 
 FREE = -1
 """Position of a slot that may be written."""
@@ -124,6 +125,8 @@ class Store:
         head_fields: per-head statistics to allocate, name to dtype; a head has one number, or, with a dtype
             and "tokens", one for each visual token.
         guided: whether the second half of the rows are the unconditional ones of the first half.
+        beside: a store of the same plan and at least as many rows, the first of whose keys and values are
+            to be this one's too; None to allocate them.
 
     Attributes:
         spec: the model's shape.
@@ -132,6 +135,9 @@ class Store:
             `position` and the statistics, `heads` -> the per-head statistics.
         keys: the key leaves by layer, `[rows, pool, head_dim]`.
         values: the value leaves by layer.
+        key_scales: by layer what stored keys are to be multiplied by, float32 `[rows, pool]`; None where they
+            are stored as they are (see `arkv.quantization`).
+        value_scales: the same for values.
         position: int32 `[layers, rows, slots]`: index of the visual token in each slot, or `FREE`,
             `CONDITION`, `PADDING`.
         head: int64, `[layers, 1 or rows, slots]`: the key head that each slot belongs to; `kv_heads`
@@ -151,6 +157,7 @@ class Store:
         device: torch.device | str = "cpu",
         head_fields: HeadFields | None = None,
         guided: bool = False,
+        beside: Store | None = None,
     ) -> None:
         head_fields = head_fields or {}
         if "position" in fields or "head" in fields:
@@ -167,12 +174,18 @@ class Store:
         self.dense = [not plan.shared and len(set(layer)) == 1 for layer in visual]
         names = [str(layer) for layer in range(self.layers)]
 
-        def leaves() -> dict[str, Tensor]:
+        def leaves(kind: str, dtype: torch.dtype, *size: int) -> dict[str, Tensor]:
+            if beside is not None:
+                return {name: beside.tensors[kind, name][:rows] for name in names}
             return {
-                name: torch.zeros(rows, pool, self.head_dim, dtype=dtype, device=device)
+                name: torch.zeros(rows, pool, *size, dtype=dtype, device=device)
                 for name, pool in zip(names, self.pools, strict=True)
             }
 
+        kinds = ("keys", "values")
+        kept = {kind: leaves(kind, dtype, self.head_dim) for kind in kinds}
+        if is_quantized(dtype):
+            kept |= {f"{kind}_scale": leaves(f"{kind}_scale", SCALE_DTYPE) for kind in kinds}
         shape = (self.layers, rows, self.slots)
         statistics = {name: torch.zeros(shape, dtype=kind, device=device) for name, kind in fields.items()}
         of_heads = {
@@ -198,8 +211,7 @@ class Store:
         blocks = None if all(self.dense) else blocks_of(head, self.kv_heads)
         self.tensors = TensorDict(
             {
-                "keys": leaves(),
-                "values": leaves(),
+                **kept,
                 "slots": {"position": position} | statistics,
                 "heads": of_heads,
                 "layout": {"head": head} | ({} if blocks is None else {"blocks": blocks._asdict()}),
@@ -210,6 +222,10 @@ class Store:
         # Looked up once: a TensorDict access per layer and step from Python is not free.
         self.keys = [self.tensors["keys", name] for name in names]
         self.values = [self.tensors["values", name] for name in names]
+        self.key_scales, self.value_scales = (
+            [self.tensors[kind, name] if kind in kept else None for name in names]
+            for kind in ("keys_scale", "values_scale")
+        )
         self.position, self.head, self.blocks = position, head, blocks
         self._row_starts = torch.arange(rows, device=device)[:, None] * torch.tensor(
             [self.slots, *self.pools], device=device
@@ -237,8 +253,9 @@ class Store:
 
     @property
     def kv_bytes(self) -> int:
-        """Bytes allocated for keys and values."""
-        return sum(leaf.nbytes for leaf in [*self.keys, *self.values])
+        """Bytes allocated for keys and values, and their scales where they have some."""
+        scales = [leaf for leaf in [*self.key_scales, *self.value_scales] if leaf is not None]
+        return sum(leaf.nbytes for leaf in [*self.keys, *self.values, *scales])
 
     @property
     def nbytes(self) -> int:
@@ -299,8 +316,23 @@ class Store:
             value: as `key`.
         """
         places = self.starts[layer][:, None] + torch.arange(self.condition, device=self.starts.device)
-        for leaf, new in ((self.keys[layer], key), (self.values[layer], value)):
-            leaf[:, places.flatten()] = new.transpose(1, 2).flatten(1, 2).to(leaf.dtype)
+        of_key = (self.keys[layer], self.key_scales[layer], key)
+        of_value = (self.values[layer], self.value_scales[layer], value)
+        for leaf, scale, new in (of_key, of_value):
+            new = new.transpose(1, 2).flatten(1, 2)
+            if scale is not None:
+                new, scale[:, places.flatten()] = quantize(new, leaf.dtype)
+            leaf[:, places.flatten()] = new.to(leaf.dtype)
+
+    def copy_statistics_(self, other: Store) -> None:
+        """Take over everything but keys and values from the first rows of another store.
+
+        Args:
+            other: of the same plan and fields, with at least as many rows.
+        """
+        for kind in ("slots", "heads", "layout"):
+            for name, leaf in self.tensors[kind].items(include_nested=True, leaves_only=True):
+                leaf.copy_(other.tensors[kind][name][:, : leaf.shape[1]])
 
     def claim_(self, slots: Tensor, step: Tensor) -> list[Tensor]:
         """Give one slot of every head to a new token: its position is set, its statistics start at zero.
@@ -400,13 +432,18 @@ def blocks_of(head: Tensor, kv_heads: int) -> Blocks:
     return Blocks(slot.contiguous(), filled.contiguous(), owner)
 
 
-def write_(leaf: Tensor, index: Tensor, new: Tensor) -> None:
+def write_(leaf: Tensor, index: Tensor, new: Tensor, scale: Tensor | None = None) -> None:
     """Put one token's keys, or values, of one layer into its slots.
 
     Args:
         leaf: `[rows, slots, head_dim]`, a leaf of the store.
         index: int64 `[rows * kv_heads]`, of this layer, from `Store.claim_`.
         new: `[rows, 1, kv_heads, head_dim]`.
+        scale: float32 `[rows, slots]`, what stands beside a leaf of eight bits.
     """
     head_dim = leaf.shape[-1]
-    leaf.view(-1, head_dim).index_put_((index,), new.reshape(-1, head_dim).to(leaf.dtype))
+    new = new.reshape(-1, head_dim)
+    if scale is not None:
+        new, factor = quantize(new, leaf.dtype)
+        scale.view(-1).index_put_((index,), factor)
+    leaf.view(-1, head_dim).index_put_((index,), new.to(leaf.dtype))

@@ -18,6 +18,7 @@ from arkv.store import CachePlan, Store
 class FullCache(CachePolicy):
     """A slot for every visual token, filled in raster order; nothing is ever given up."""
 
+    in_order: ClassVar[bool] = True
     source: ClassVar[str] = "baseline"
 
     def plan(self, grid: Grid, spec: ModelSpec) -> CachePlan:

@@ -9,13 +9,14 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
 import arkv
-from arkv import registry
+from arkv import bench, published, registry
 from arkv.cli import _split_policies, main
 from arkv.models.scenes.adapter import Scenes
 from arkv.models.scenes.codebook import GRID, PATCH_VALUES, Codebook
@@ -74,6 +75,7 @@ def test_generate_writes_a_picture_and_how_it_was_made(
         "temperature": 1,
         "top_k": None,
         "top_p": None,
+        "guided_tokens": None,
         "dtype": "float32",
         "compile": "none",
     }
@@ -238,11 +240,10 @@ def test_failure_while_writing_leaves_what_was_there(
     out = tmp_path / "picture.png"
     out.write_text("older")
 
-    def full_disk(self: Path, data: bytes) -> int:
-        self.touch()
+    def full_disk(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full_disk)
+    monkeypatch.setattr(os, "fsync", full_disk)
     complaint = arkv_says(capsys, "generate", *picture_of(PROMPTS[0]), "--out", out, "--quiet", status=1)
     assert complaint.endswith(f"cannot write {out}: No space left on device\n")
     assert list(tmp_path.iterdir()) == [out]
@@ -272,10 +273,16 @@ def test_interrupt_is_quiet(
         ["generate", "--prompt", "a red circle", "--out", "picture.png", "--compile", "magic"],
         ["generate", "--prompt", "a red circle", "--out", ""],
         ["demo", "--out", " "],
+        ["generate", "--prompts-file", "list.txt", "--out", "pictures", "--samples", "0"],
+        ["generate", "--prompt", "a red circle", "--out", "picture.png", "--size", "1024"],
+        ["estimate", "--random-weights"],
         ["bench", "--json", ""],
         ["estimate", "--batch-size", "0"],
         ["bench", "--batch-sizes", "1,none"],
         ["bench", "--ratios", ","],
+        ["bench", "--memory", "0"],
+        ["bench", "--memory", "8", "--batch-sizes", "1"],
+        ["bench", "--tokens", "8", "--lines", "1"],
     ],
 )
 def test_usage_errors_leave_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -527,6 +534,70 @@ def test_bench_prints_a_table_and_writes_json_lines(
         assert row["cold_seconds"] > 0
     assert rows[0]["kv_bytes"] == rows[0]["full_kv_bytes"] == rows[1]["full_kv_bytes"]
     assert rows[1]["kv_bytes"] < rows[0]["kv_bytes"]
+
+
+def test_bench_goes_on_where_it_was_stopped(
+    tiny: Scenes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "bench.jsonl"
+    flags = ["bench", "--policies", "full,window", "--tokens", "24", "--repeats", "1", "--quiet"]
+    arkv_says(capsys, *flags, "--batch-sizes", "1", "--json", out)
+    before = out.read_text()
+    head, *_ = map(json.loads, before.splitlines())
+    assert head["run"]["tokens"] == 24
+    assert head["run"]["command"].startswith("arkv bench --policies full,window")
+    measured: list[int] = []
+    measure = bench.measure
+
+    def counted(model: Scenes, wanted: list[bench.Configuration], **settings: Any) -> Any:
+        measured.append(len(wanted))
+        return measure(model, wanted, **settings)
+
+    monkeypatch.setattr(bench, "measure", counted)
+    printed = arkv_says(capsys, *flags, "--batch-sizes", "1,2", "--json", out, "--plot", tmp_path / "b.png")
+    assert measured == [2]
+    assert out.read_text().startswith(before)
+    assert len(out.read_text().splitlines()) == 1 + 4
+    assert [line.split()[1] for line in printed.splitlines()[2:6]] == ["1", "1", "2", "2"]
+    assert Image.open(tmp_path / "b.png").width > 1000
+    complaint = arkv_says(capsys, *flags, "--batch-sizes", "1", "--seed", "7", "--json", out, status=1)
+    assert "seed is 0 there and 7 here" in complaint
+
+
+def test_bench_walks_the_rows_of_a_table(
+    tiny: Scenes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        published.Published("a table", "scenes", method, policy, 2, speed, gigabytes, "a card", note)
+        for method, policy, speed, gigabytes, note in (
+            ("full cache", "full", 0.5, 8.0, ""),
+            ("small", "window:ratio=1/6", 2.0, 3.0, "inferred"),
+            ("tiny", "linear:ratio=1/100", 3.0, 2.0, ""),
+        )
+    ]
+    monkeypatch.setitem(published.PRESETS, "linear-table", tuple(rows))
+    flags = ["--preset", "linear-table", "--lines", "0,23", "--repeats", "1", "--quiet"]
+    title, _, *lines = arkv_says(capsys, "bench", *flags).splitlines()
+    assert "lines 0, 23 timed" in title
+    assert [line.split()[:2] for line in lines[:2]] == [["full", "2"], ["window:ratio=1/6", "2"]]
+    assert lines[2].startswith("linear:ratio=1/100 x 2 is left out: ")
+    assert lines[4] == "published, on other hardware:"
+    assert [line.split()[0] for line in lines[6:9]] == ["full", "small", "tiny"]
+    assert " 4.00x " in lines[7]
+    assert lines[7].endswith("3 GB  a table")
+    assert lines[9:] == ["a card", "inferred"]
+    complaint = arkv_says(capsys, "bench", "--preset", "linear-table", "--model", "lumina", status=1)
+    assert "no rows of lumina" in complaint
+
+
+def test_bench_leaves_out_a_baseline_that_there_is_not(
+    tiny: Scenes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--policies", "window,transformers-dynamic", "--memory", "0.005", "--tokens", "2"]
+    *_, row, note = arkv_says(capsys, "bench", *flags, "--repeats", "1", "--quiet").splitlines()
+    assert row.startswith("window:ratio=1/6")
+    assert int(row.split()[1]) > 1
+    assert "is left out: transformers has no scenes" in note
 
 
 def test_demo_writes_a_sheet_and_prints_scores(

@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 from tiny import GRID, POLICIES, Tiny, build, legal_budgets
-from torch._dynamo.utils import counters
+from torch._dynamo.utils import clear_compilation_metrics, counters, get_compilation_metrics
 
-from arkv import ArkvError, CachePolicy, Decoder
+from arkv import ArkvError, CachePolicy, Decoder, Grid
 
 PROMPTS = [(1, 2, 3), (4,)]
 Kind = Callable[..., CachePolicy]
@@ -17,6 +17,7 @@ Kind = Callable[..., CachePolicy]
 def fresh_graphs() -> Iterator[None]:
     torch._dynamo.reset()
     counters.clear()
+    clear_compilation_metrics()
     yield
     torch._dynamo.reset()
 
@@ -69,6 +70,24 @@ def test_unequal_heads_are_compiled_once_and_give_the_eager_logits(sums: Kind, s
     torch.testing.assert_close(forced, expected, atol=1e-4, rtol=1e-4)
 
 
+def test_what_the_full_cache_reads_grows_within_one_graph() -> None:
+    """But for the last line, where nothing is left out and which is a shape of its own."""
+    model, full = Tiny(Grid(6, 3)), build("full", 18)
+    decoder = Decoder(model, full, compile="inductor")
+    tokens = decoder.generate(PROMPTS, guidance=1.5, temperature=1.5).tokens
+    compiled = [metrics.co_name for metrics in get_compilation_metrics()]
+    assert compiled.count("step_block") == 2
+    assert torch.equal(tokens, Decoder(model, full).generate(PROMPTS, guidance=1.5, temperature=1.5).tokens)
+
+
+def test_eight_bits_are_compiled_and_draw_what_eager_ones_do() -> None:
+    model = Tiny()
+    compiled = Decoder(model, policy("linear"), compile="inductor", kv_dtype="int8")
+    eager = Decoder(model, policy("linear"), kv_dtype="int8")
+    tokens = eager.generate(PROMPTS, guidance=1.5, temperature=1.5).tokens
+    assert torch.equal(compiled.generate(PROMPTS, guidance=1.5, temperature=1.5).tokens, tokens)
+
+
 # Inductor is slow. The conformance suite traces the verbs of all policies; these have all kinds of needs.
 @pytest.mark.parametrize(
     "name",
@@ -87,5 +106,7 @@ def test_6_compiled_tokens_and_logits_are_the_eager_ones(name: str) -> None:
 
 
 def test_an_unknown_way_to_compile_is_refused() -> None:
-    with pytest.raises(ArkvError, match=r"compile is 'triton': expected 'none' or 'inductor'"):
+    with pytest.raises(
+        ArkvError, match=r"compile is 'triton': expected 'none' or 'inductor' or 'cudagraphs'"
+    ):
         Decoder(Tiny(), build("full", GRID.tokens), compile="triton")  # type: ignore[arg-type]

@@ -15,8 +15,8 @@ from tiny import GRID, LONGEST, POLICIES, WORDS, Tiny, build, random_tokens, tig
 from torch import Tensor
 
 from arkv import ArkvError, Decoder, Grid, RankedPolicy, Store
-from arkv.errors import NumericalError
-from arkv.estimate import format_bytes
+from arkv.errors import MemoryLimitError, NumericalError
+from arkv.estimate import KEPT_FREE, estimate, format_bytes
 from arkv.sampling import picture_uniforms
 
 N = GRID.tokens
@@ -319,6 +319,7 @@ def test_the_model_is_put_into_evaluation_mode() -> None:
         ([(1,)], {"top_p": 1.5}, ["top_p is 1.5"]),
         ([(1,)], {"batch_size": 0}, ["batch_size is 0"]),
         ([(1,)], {"batch_size": 1.5}, ["batch_size is 1.5", "whole number"]),
+        ([(1,)], {"batch_size": "all"}, ["batch_size is 'all'", "'auto'"]),
     ],
 )
 def test_bad_input_is_explained_in_one_line(
@@ -457,3 +458,25 @@ def test_tokens_to_force_may_be_of_any_integer_type() -> None:
         assert torch.equal(decoder("full", model).teacher_force(PROMPTS[:2], other).raw, exact.raw)
     with pytest.raises(ArkvError, match="whole numbers"):
         decoder("full", model).teacher_force(PROMPTS[:2], tokens > 3)
+
+
+@pytest.mark.parametrize("room", [1, 2, 3, 50])
+def test_an_automatic_batch_is_the_largest_that_fits(room: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And draws what any other does."""
+    model, policy = Tiny(), build("window", 8)
+    prompts = [*PROMPTS, (1, 2, 3, 4), (5,)]
+    condition = model.condition(prompts, True).mask.shape[1]
+    needed = estimate(model, policy, room, True, condition).batch
+    free = int(needed / (1 - KEPT_FREE)) + 2
+    monkeypatch.setattr("arkv.estimate.available_memory", lambda device: free)
+    batches: list[range] = []
+    result = Decoder(model, policy).generate(
+        prompts, guidance=1.5, batch_size="auto", on_line=lambda batch, line, images: batches.append(batch)
+    )
+    assert max(map(len, batches)) == min(room, len(prompts))
+    monkeypatch.undo()
+    assert torch.equal(result.tokens, Decoder(model, policy).generate(prompts, guidance=1.5).tokens)
+    if room < 50:
+        monkeypatch.setattr("arkv.estimate.available_memory", lambda device: free)
+        with pytest.raises(MemoryLimitError, match=f"the largest batch that fits is {room}"):
+            Decoder(model, policy).generate(prompts[:1] + prompts, guidance=1.5)

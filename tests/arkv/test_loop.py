@@ -9,10 +9,21 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from oracle import WORD
-from tiny import GRID, Tiny, random_tokens
+from tiny import GRID, Tiny, build, random_tokens, tight
 from torch import Tensor
 
-from arkv import ArkvError, CachePlan, CachePolicy, Decoder, Grid, ModelSpec, Observation, RankedPolicy, Store
+from arkv import (
+    ArkvError,
+    CachePlan,
+    CachePolicy,
+    Decoder,
+    Grid,
+    ModelSpec,
+    Observation,
+    RankedPolicy,
+    Store,
+    kernels,
+)
 from arkv.loop import Loop, check_selection
 from arkv.policies.window import SlidingWindow
 from arkv.testing import Oracle
@@ -337,3 +348,75 @@ def test_slots_beyond_a_smaller_pool_are_nobodys() -> None:
     slots[1, 0, 1, 0] = store.slots - 1
     with pytest.raises(ArkvError, match="only store.recyclable ones"):
         check_selection(policy, store, slots)
+
+
+# What is read, and what is fed
+
+
+@pytest.mark.parametrize("guided", [False, True])
+@torch.inference_mode()
+def test_the_full_cache_reads_no_further_than_the_line_that_is_being_drawn(guided: bool) -> None:
+    """Slots beyond it may hold anything."""
+    model = Tiny(Grid(6, 3))
+    for position, loop, lists, tokens in side_by_side(model, build("full", 18), guided):
+        line, store = model.spec.grid.line, loop.store
+        unread = store.condition + (position // line + 1) * line
+        beyond = [
+            leaf.unflatten(1, (store.kv_heads, -1))[:, :, unread:] for leaf in (*store.keys, *store.values)
+        ]
+        for slots in beyond:
+            slots.fill_(torch.nan)
+        expected = lists.advance(tokens, position)
+        torch.testing.assert_close(loop.advance_(tokens, position), expected, atol=1e-4, rtol=1e-4)
+        for slots in beyond:
+            slots.zero_()
+    loop.check()
+
+
+@pytest.mark.parametrize("name", ["full", "linear", "adakv", "pyramid"])
+@pytest.mark.parametrize("guided_tokens", [0, 1, 2, 5, 8, 19, 20, 100])
+def test_after_guidance_only_the_conditional_rows_are_fed(
+    name: str, guided_tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the greedy token is the likeliest of the guided logits, then of the conditional ones."""
+    model = Tiny(GRID)
+    policy = build("full", GRID.tokens) if name == "full" else tight(name, model)
+    embed, fed = model.embed, []
+
+    def counted(tokens: Tensor, position: Tensor) -> Tensor:
+        fed.append(len(tokens))
+        return embed(tokens, position)
+
+    monkeypatch.setattr(model, "embed", counted)
+    decoder = Decoder(model, policy)
+    settings = {"guidance": 2.0, "guided_tokens": guided_tokens, "temperature": 0}
+    tokens = decoder.generate(PROMPTS, **settings).tokens
+    # The rows of a token are fed if the next one is guided by them.
+    assert fed == [4 if step + 1 < guided_tokens else 2 for step in range(GRID.tokens - 1)]
+    assert torch.equal(tokens, decoder.generate(PROMPTS, **settings).tokens)
+    if name == "full":
+        forced = decoder.teacher_force(PROMPTS, tokens, guidance=2.0)
+        first = torch.arange(GRID.tokens) < guided_tokens
+        logits = torch.where(first[:, None], forced.guided, forced.raw[: len(PROMPTS)])
+        assert torch.equal(tokens, logits.argmax(-1))
+
+
+@pytest.mark.parametrize("compile", ["none", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kv_dtype", [None, "int8"])
+@pytest.mark.parametrize("name", ["full", "linear", "rkv", "adakv", "pyramid", "snapkv", "diagonal"])
+def test_a_loop_with_kernels_draws_what_one_without_does(
+    name: str, kv_dtype: Any, compile: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the CPU the operators are the plain functions, but for where mass and scores are written."""
+    model = Tiny(GRID)
+    policies = [build("full", GRID.tokens) if name == "full" else tight(name, model)]
+    if name == "linear":
+        policies.append(tight(name, model, scoring="raw"))
+    for policy in policies:
+        plain = Decoder(model, policy, kv_dtype=kv_dtype).generate(PROMPTS, guidance=1.5, temperature=1.5)
+        with monkeypatch.context() as patched:
+            patched.setattr(kernels, "available", lambda device: True)
+            got = Decoder(model, policy, compile, kv_dtype=kv_dtype).generate(
+                PROMPTS, guidance=1.5, temperature=1.5
+            )
+        assert torch.equal(got.tokens, plain.tokens)

@@ -171,7 +171,7 @@ class Decoding(RuleBasedStateMachine):
             assert attended.mass is not None
             assert not attended.mass[~arguments[-1]].any(), "a slot that may not be seen got attention"
         if self.policy.needs:
-            observe_(self.policy, store, seen, step)
+            observe_(self.policy, store, seen, {}, step)
         self.step += 1
 
     def evict(self) -> None:

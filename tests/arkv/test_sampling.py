@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import chisquare
+from torch import Tensor
 
-from arkv import ArkvError
-from arkv.sampling import Sampling, draw, guide, picture_uniforms, probabilities
+from arkv import ArkvError, sampling
+from arkv.sampling import Sampling, guide, picture_uniforms
 
 ALMOST_ONE = 1 - 2**-24
 
@@ -20,6 +21,14 @@ finite = st.integers(-40, 40).map(lambda x: x / 16)
 rows_of_logits = st.lists(finite | st.just(-math.inf), min_size=2, max_size=9).filter(
     lambda row: any(map(math.isfinite, row))
 )
+
+
+def draw(logits: Tensor, uniforms: Tensor, how: Sampling) -> Tensor:
+    return sampling.draw(logits, uniforms, how, torch.tensor(how.temperature))
+
+
+def probabilities(logits: Tensor, how: Sampling) -> Tensor:
+    return sampling.probabilities(logits, how, torch.tensor(how.temperature))
 
 
 def naive_probabilities(row: list[float], sampling: Sampling) -> NDArray[numpy.float64]:

@@ -1,0 +1,263 @@
+"""Folders of pictures as the official evaluators read them.
+
+| layout | files | read by |
+|---|---|---|
+| `geneval` | `00000/metadata.jsonl`, `00000/samples/00000.png`: a folder a prompt | GenEval |
+| `dpg` | `NAME.png`: the samples of a prompt in a square of two by two | DPG-Bench |
+| `flat` | `000000.png` | clean-fid, and whatever takes a folder of pictures |
+| `npz` | `000000.png` and, from them, `samples.npz` or `samples-256.npz` | ADM's evaluator, and LlamaGen's |
+
+A layout says which pictures a file shows, by their numbers. Numbers run through a job: they decide on seeds
+and on batches, so they depend on the list of prompts and the samples alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy
+from PIL import Image
+
+from arkv.errors import ArkvError
+from arkv.files import part_of
+from arkv.prompts import Prompt
+
+
+@dataclass(frozen=True)
+class PictureFile:
+    """A file that is to be drawn.
+
+    Attributes:
+        file: below the folder of the job, with slashes.
+        prompt: which of the prompts it shows.
+        pictures: the numbers of the pictures on it, in order.
+    """
+
+    file: str
+    prompt: int
+    pictures: range
+
+
+class Layout:
+    """Numbered pictures in one folder; what other layouts have otherwise, they say.
+
+    All prompts come before the second sample of any: an inception score is taken over parts of 5,000
+    pictures (`compute_inception_score` of ADM's evaluator), each of which should show all classes.
+
+    Attributes:
+        samples: pictures of a prompt, where nobody says another number.
+    """
+
+    samples = 1
+
+    def check(self, prompts: Sequence[Prompt], samples: int) -> None:
+        """Look at the list before the first picture is begun.
+
+        Raises:
+            ArkvError: the evaluator could not read the result.
+        """
+        return
+
+    def files(self, prompts: Sequence[Prompt], samples: int) -> list[PictureFile]:
+        """The files of a job in the order of the numbers of their pictures, which begin at 0."""
+        return [
+            PictureFile(f"{number:06d}.png", number % len(prompts), range(number, number + 1))
+            for number in range(samples * len(prompts))
+        ]
+
+    def beside(self, prompts: Sequence[Prompt]) -> dict[str, bytes]:
+        """Contents of the files that are no pictures, by their names below the folder of the job."""
+        return {}
+
+    def compose(self, images: Sequence[Image.Image]) -> Image.Image:
+        """The picture of a file from those that are on it."""
+        (image,) = images
+        return image
+
+    def finish(self, folder: Path, files: Sequence[PictureFile], side: int | None) -> None:
+        """Write what is made of the finished pictures; with a side, of pictures resized to so many pixels.
+
+        Raises:
+            ArkvError: a file cannot be read or written.
+        """
+        return
+
+
+class GenEval(Layout):
+    """A folder a prompt with its record, as `evaluation/evaluate_images.py` of GenEval walks through them.
+
+    Source: github.com/djghosh13/geneval. Four samples a prompt; `grid.png`, which the authors' generator also
+    writes, is not read by the evaluator and left out.
+    """
+
+    samples = 4
+
+    def check(self, prompts: Sequence[Prompt], samples: int) -> None:
+        """Look for the records.
+
+        Raises:
+            ArkvError: a prompt has none.
+        """
+        if bad := [prompt for prompt in prompts if prompt.record is None]:
+            raise ArkvError(
+                f"{bad[0].where} has no record of GenEval, which its layout needs: give its "
+                "evaluation_metadata.jsonl or take --layout flat"
+            )
+
+    def files(self, prompts: Sequence[Prompt], samples: int) -> list[PictureFile]:
+        """The samples of a prompt one after the other."""
+        return [
+            PictureFile(f"{index:05d}/samples/{sample:05d}.png", index, range(number, number + 1))
+            for index in range(len(prompts))
+            for sample, number in enumerate(range(index * samples, (index + 1) * samples))
+        ]
+
+    def beside(self, prompts: Sequence[Prompt]) -> dict[str, bytes]:
+        """The record of every prompt, one object a file."""
+        return {
+            f"{index:05d}/metadata.jsonl": (json.dumps(prompt.record) + "\n").encode()
+            for index, prompt in enumerate(prompts)
+        }
+
+
+class DPGBench(Layout):
+    """A file a prompt, as `dpg_bench/compute_dpg_bench.py` of DPG-Bench cuts them up.
+
+    Source: github.com/TencentQQGYLab/ELLA. The first `--pic-num` of these places are looked at, each
+    `--resolution` pixels wide and high: top left, top right, bottom left, bottom right.
+    """
+
+    samples = 4
+
+    def check(self, prompts: Sequence[Prompt], samples: int) -> None:
+        """Look at the number of samples and at the names.
+
+        Raises:
+            ArkvError: there are more than four samples, or a name cannot be one of a file, or stands twice.
+        """
+        if samples > 4:
+            raise ArkvError(f"--samples is {samples}: DPG-Bench has room for 1 to 4 samples of a prompt")
+        seen: dict[str, str] = {}
+        for prompt in prompts:
+            if prompt.name in seen:
+                raise ArkvError(
+                    f"{prompt.where} and {seen[prompt.name]} are both named {prompt.name}: the layout of "
+                    "DPG-Bench names files after prompts; take --layout flat"
+                )
+            if not prompt.name or prompt.name.startswith(".") or {"/", "\\", "\0"} & set(prompt.name):
+                raise ArkvError(f"{prompt.where} is named {prompt.name!r}, which no file can be")
+            seen[prompt.name] = prompt.where
+
+    def files(self, prompts: Sequence[Prompt], samples: int) -> list[PictureFile]:
+        """All samples of a prompt in one file."""
+        return [
+            PictureFile(f"{prompt.name}.png", index, range(index * samples, (index + 1) * samples))
+            for index, prompt in enumerate(prompts)
+        ]
+
+    def compose(self, images: Sequence[Image.Image]) -> Image.Image:
+        """A single sample as it is; more of them from left to right, then below.
+
+        Raises:
+            ArkvError: the pictures are not square, so the evaluator would cut them wrongly.
+        """
+        width, height = images[0].size
+        if width != height:
+            raise ArkvError(f"the pictures are {width} x {height}: DPG-Bench cuts out squares")
+        if len(images) == 1:
+            return images[0]
+        sheet = Image.new("RGB", (2 * width, 2 * height))
+        for place, image in enumerate(images):
+            sheet.paste(image, (place % 2 * width, place // 2 * height))
+        return sheet
+
+
+class Npz(Layout):
+    """Numbered pictures in one folder, and all of them once more in `samples.npz`.
+
+    Source: `create_npz_from_sample_folder` in LlamaGen's `autoregressive/sample/sample_c2i_ddp.py`, and
+    `evaluations/evaluator.py` of github.com/openai/guided-diffusion, which reads it.
+    """
+
+    def finish(self, folder: Path, files: Sequence[PictureFile], side: int | None) -> None:
+        """Write the archive, unless it is there; one of resized pictures has their side in its name.
+
+        Raises:
+            ArkvError: a file cannot be read or written.
+        """
+        path = folder / ("samples.npz" if side is None else f"samples-{side}.npz")
+        if not path.exists():
+            write_npz(path, [folder / file.file for file in files], side)
+
+
+def write_npz(path: Path, pictures: Sequence[Path], side: int | None = None) -> None:
+    """Write pictures as one array, holding one of them in memory at a time.
+
+    Args:
+        path: where an archive with the array `arr_0` appears when it is complete: uint8
+            `[pictures, height, width, 3]`, not compressed; the same bytes for the same pictures.
+        pictures: RGB files of one size.
+        side: width and height in pixels that they are resized to; None for as they are.
+
+    Raises:
+        ArkvError: a picture is damaged or of another size, or the archive cannot be written.
+    """
+    part = part_of(path)
+    try:
+        size = _open(pictures[0]).size
+        header = {
+            "descr": numpy.dtype(numpy.uint8).str,
+            "fortran_order": False,
+            "shape": (len(pictures), side or size[1], side or size[0], 3),
+        }
+        with part.open("wb") as file:
+            # The date of a ZipInfo is a fixed one.
+            entry = zipfile.ZipInfo("arr_0.npy")
+            with zipfile.ZipFile(file, "w") as archive, archive.open(entry, "w", force_zip64=True) as array:
+                numpy.lib.format.write_array_header_1_0(array, header)
+                for picture in pictures:
+                    array.write(_pixels(picture, size, side))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        raise ArkvError(f"cannot write {path}: {error.strerror or error}") from None
+    finally:
+        with suppress(OSError):
+            part.unlink()
+
+
+def _open(picture: Path) -> Image.Image:
+    try:
+        with Image.open(picture) as image:
+            return image.convert("RGB")
+    except (OSError, SyntaxError) as error:  # Pillow raises both for damaged files
+        raise ArkvError(f"cannot read {picture}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _pixels(picture: Path, size: tuple[int, int], side: int | None) -> bytes:
+    image = _open(picture)
+    if image.size != size:
+        raise ArkvError(
+            f"{picture} is {image.width} x {image.height}, others are {size[0]} x {size[1]}: an array takes "
+            "pictures of one size"
+        )
+    return (image if side is None else _resized(image, side)).tobytes()
+
+
+def _resized(image: Image.Image, side: int) -> Image.Image:
+    """Bicubically with torch, as LlamaGen's authors do: Pillow's filter is another one, and FID can tell."""
+    import torch
+
+    colours = torch.from_numpy(numpy.array(image)).permute(2, 0, 1)[None].float()
+    resized = torch.nn.functional.interpolate(colours, (side, side), mode="bicubic")
+    return Image.fromarray(resized[0].round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy())
+
+
+LAYOUTS: dict[str, Layout] = {"geneval": GenEval(), "dpg": DPGBench(), "flat": Layout(), "npz": Npz()}

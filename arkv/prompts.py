@@ -1,0 +1,192 @@
+"""Prompts of evaluations, read from the files in which they are published.
+
+| file | read as | columns or fields |
+|---|---|---|
+| `.jsonl` | GenEval | `prompt` and `tag`; the record goes back to the evaluator |
+| folder of `.txt` | DPG-Bench | a prompt a file, named after it |
+| `.csv` | COCO captions | `caption` or `prompt`; `image_id` or `id`, if there |
+| `.tsv` | PartiPrompts | `Prompt` |
+| `.txt` | prompts or classes | one a line; behind a tab, how many pictures of it |
+
+Files are UTF-8, with or without a byte order mark, with either kind of line end. Blank lines are passed over.
+A prompt that stands twice is drawn twice.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from arkv.errors import ArkvError
+
+CAPTION_COLUMNS = ("caption", "prompt")
+NAME_COLUMNS = ("image_id", "id")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What to draw, and what an evaluator knows it by.
+
+    Attributes:
+        prompt: a text, or the number of a class.
+        name: file stem or identifier, as the evaluator has it; else the number in the list.
+        where: file and line, for messages.
+        record: what the evaluator wants back beside the picture; None where it wants nothing.
+    """
+
+    prompt: str | int
+    name: str
+    where: str = field(compare=False)
+    record: dict[str, Any] | None = field(default=None, hash=False)
+
+
+def read_prompts(path: Path) -> tuple[str, list[Prompt]]:
+    """Read a list of prompts; the format is recognised by the suffix, a folder is DPG-Bench's.
+
+    Returns:
+        The format ("geneval", "dpg", "csv", "tsv" or "txt") and the prompts in the order of the file, those
+        of a folder in the order of their names. Lines of text that have a count come in rounds, the first
+        picture of every line before the second of any: statistics over parts of the list see all classes.
+
+    Raises:
+        ArkvError: there is no such file, its format is none of these, or a line cannot be read.
+    """
+    kind = "dpg" if path.is_dir() else path.suffix.lower().removeprefix(".").replace("jsonl", "geneval")
+    if kind not in READERS:
+        what = "no suffix" if not path.suffix else f"the suffix {path.suffix}"
+        raise ArkvError(
+            f"cannot tell the format of {path} by {what}: expected .jsonl (GenEval), .csv, .tsv, .txt, or a "
+            "folder of .txt files (DPG-Bench)"
+        )
+    prompts = list(READERS[kind](path))
+    if not prompts:
+        raise ArkvError(f"{path} has no prompts in it")
+    return kind, prompts
+
+
+def _geneval(path: Path) -> Iterator[Prompt]:
+    """`evaluation_metadata.jsonl` of github.com/djghosh13/geneval; pictures are numbered by its lines."""
+    for number, (where, line) in enumerate(_lines(path)):
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise ArkvError(f"{where} is not JSON: {error}") from None
+        for name in ("prompt", "tag"):
+            text = record.get(name) if isinstance(record, dict) else None
+            if not isinstance(text, str) or not text.strip():
+                raise ArkvError(
+                    f'{where} has no text "{name}": expected a record of GenEval, an object a line'
+                )
+        yield Prompt(record["prompt"], f"{number:05d}", where, record)
+
+
+def _dpg(path: Path) -> Iterator[Prompt]:
+    """`dpg_bench/prompts` of github.com/TencentQQGYLab/ELLA: pictures are found by the stem of a file."""
+    for file in sorted(path.glob("[!.]*.txt")):
+        text = " ".join(_text(file).split())
+        if not text:
+            raise ArkvError(f"{file} is empty: expected a prompt")
+        yield Prompt(text, file.stem, str(file))
+
+
+def _csv(path: Path) -> Iterator[Prompt]:
+    return _table(path, ",")
+
+
+def _tsv(path: Path) -> Iterator[Prompt]:
+    return _table(path, "\t")
+
+
+def _table(path: Path, delimiter: str) -> Iterator[Prompt]:
+    text = _text(path)
+    header = text.lstrip().partition("\n")[0]
+    # A single column may come without quotes around its commas, as LlamaGen's coco_captions.csv does.
+    delimiter = delimiter if delimiter in header else "\t"
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    columns: list[str] = []
+    caption, name = 0, None
+    number, end = 0, 0
+    try:
+        for row in rows:
+            where, end = f"{path}, line {end + 1}", rows.line_num
+            if not any(cell.strip() for cell in row):
+                continue
+            if not columns:
+                columns = [cell.strip().casefold() for cell in row]
+                found = _column(columns, CAPTION_COLUMNS)
+                if found is None:
+                    raise ArkvError(
+                        f"{where} has the columns {', '.join(row)}: expected one that is named "
+                        f"{' or '.join(CAPTION_COLUMNS)}"
+                    )
+                caption, name = found, _column(columns, NAME_COLUMNS)
+                continue
+            if len(row) != len(columns):
+                raise ArkvError(
+                    f"{where} has {len(row)} columns and the first line {len(columns)}: is there a text with "
+                    "a delimiter that is not in quotation marks?"
+                )
+            if delimiter == "\t" and any("\n" in cell for cell in row):
+                raise ArkvError(f"{where} has a quotation mark that is not closed on its line")
+            prompt = " ".join(row[caption].split())
+            if not prompt:
+                raise ArkvError(f"{where} has an empty {columns[caption]}")
+            yield Prompt(prompt, f"{number:06d}" if name is None else row[name].strip(), where)
+            number += 1
+    except csv.Error as error:
+        raise ArkvError(f"{path}, line {rows.line_num}: {error}") from None
+
+
+def _column(columns: list[str], wanted: tuple[str, ...]) -> int | None:
+    return next((columns.index(name) for name in wanted if name in columns), None)
+
+
+def _txt(path: Path) -> Iterator[Prompt]:
+    lines = []
+    for where, line in _lines(path):
+        text, tab, told = line.rpartition("\t")
+        text, told = (text.strip(), told.strip()) if tab else (told.strip(), "1")
+        if not told.isdecimal() or int(told) < 1:
+            raise ArkvError(f"{where} has {told!r} behind a tab: expected how many pictures of it to draw")
+        prompt = int(text) if text.isascii() and text.isdecimal() else text
+        lines.append((where, prompt, int(told)))
+    number = 0
+    for round_ in range(max((count for _, _, count in lines), default=0)):
+        for where, prompt, count in lines:
+            if round_ < count:
+                yield Prompt(prompt, f"{number:06d}", where)
+                number += 1
+
+
+def _lines(path: Path) -> Iterator[tuple[str, str]]:
+    """The lines with something on them, and where they stand."""
+    # Not splitlines: it breaks at characters that stand in texts, too.
+    for number, line in enumerate(_text(path).split("\n"), start=1):
+        if line.strip():
+            yield f"{path}, line {number}", line.strip(" \r\v\f")
+
+
+def _text(path: Path) -> str:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ArkvError(f"cannot read {path}: {error.strerror}") from None
+    try:
+        return content.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise ArkvError(f"{path}, line {line} is not UTF-8: save it as such") from None
+
+
+READERS: dict[str, Callable[[Path], Iterator[Prompt]]] = {
+    "geneval": _geneval,
+    "dpg": _dpg,
+    "csv": _csv,
+    "tsv": _tsv,
+    "txt": _txt,
+}
