@@ -143,8 +143,10 @@ class Loop:
             if self._kernels
         }
         # A length is no tensor and cannot change within a graph; kernels pass over empty slots by themselves.
+        # The CPU's products of narrow numbers copy what is not contiguous, which costs more than it saves.
+        copies = compile == "none" and self.store.keys[0].dtype != torch.float32
         self._reads_what_is_claimed = (
-            policy.in_order and store.equal and not self._kernels and compile != "cudagraphs"
+            policy.in_order and store.equal and not (self._kernels or copies) and compile != "cudagraphs"
         )
         self._step_block = compiled(step_block, compile)
         self._head = compiled(model.head, compile)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from typing_extensions import Self
 
 from arkv.checkpoint import read_config, read_weights_
@@ -32,6 +33,9 @@ from arkv.models.transformer import Transformer, TransformerConfig
 
 IMAGE_ID = VOCABULARY_SIZE
 """Id of the condition token that ends every prompt and is all that an unconditional row has."""
+
+CONTEXT_WORDS = 4
+"""Words before each word that its own embedding tells of: enough for "left of a blue" square."""
 
 ROPE_THETA = 100.0
 """Base of the rotary frequencies: wavelengths from 6 to 470 cells, for coordinates from -10 to 23."""
@@ -84,6 +88,7 @@ class Scenes(Model):
             head_profile=HEAD_PROFILE,
         )
         self.word_embedding = nn.Embedding(IMAGE_ID + 1, config.width)
+        self.context_embedding = nn.Embedding(CONTEXT_WORDS * (IMAGE_ID + 1), config.width)
         self.code_embedding = nn.Embedding(vocabulary, config.width)
         self.transformer = Transformer(config)
         self.output = nn.Linear(config.width, vocabulary, bias=False)
@@ -95,14 +100,14 @@ class Scenes(Model):
     @classmethod
     def from_pretrained(
         cls,
-        path: Path | str = WEIGHTS,
+        source: Path | str = WEIGHTS,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> Scenes:
         """Load trained weights.
 
         Args:
-            path: a safetensors file written by `arkv.models.scenes.train`, with its JSON file beside it;
+            source: a safetensors file written by `arkv.models.scenes.train`, with its JSON file beside it;
                 by default the one in the package.
             dtype: of the weights, and so of keys and values.
             device: where to put them. For the meta device the weights are not read.
@@ -110,7 +115,7 @@ class Scenes(Model):
         Raises:
             CheckpointError: a file is missing, damaged, or of another shape.
         """
-        path, device = Path(path), torch.device(device)
+        path, device = Path(source), torch.device(device)
         facts = read_config(path.with_suffix(".json"))
         try:
             config = TransformerConfig(**facts["config"])
@@ -160,7 +165,14 @@ class Scenes(Model):
         if guided:
             words = torch.cat([words, torch.tensor([word_ids([])]).expand_as(words)])
         words = words.to(self.device)
-        return Condition(self.word_embedding(words), words != PADDING_ID, self.rotation)
+        return Condition(self._embed_words(words), words != PADDING_ID, self.rotation)
+
+    def _embed_words(self, words: Tensor) -> Tensor:
+        # A vector for the word and one for each of those before it, by how far back it stands. Which colour
+        # goes with which shape is then told outright; attention alone learns it slowly.
+        before = F.pad(words, (CONTEXT_WORDS, 0), value=PADDING_ID).unfold(1, CONTEXT_WORDS, 1)[:, :-1]
+        places = torch.arange(CONTEXT_WORDS, device=words.device) * (IMAGE_ID + 1)
+        return self.word_embedding(words) + self.context_embedding(before + places).sum(-2)
 
     def _rotation(self) -> Tensor:
         """Rotary cosines and sines of all tokens, float32 `[1, max_condition + N, head_dim]`."""
@@ -221,7 +233,7 @@ class Scenes(Model):
         """
         places = torch.arange(tokens.shape[1] - 1, device=tokens.device)
         codes = self.code_embedding(tokens[:, :-1]) + self._next_cell(places)
-        hidden = torch.cat([self.word_embedding(words), codes], dim=1)
+        hidden = torch.cat([self._embed_words(words), codes], dim=1)
         mask = torch.cat([words != PADDING_ID, torch.ones_like(tokens[:, :-1], dtype=torch.bool)], 1)
         hidden = self.transformer(hidden, self.rotation[:, : hidden.shape[1]], mask)
         return hidden[:, words.shape[1] - 1 :]

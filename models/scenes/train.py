@@ -45,10 +45,10 @@ from arkv.models.transformer import TransformerConfig
 # More of what is hard to learn: numbers and relations.
 GROUP_SHARES = {
     "single": 0.04,
-    "counting": 0.20,
-    "two_objects": 0.15,
-    "color_attribution": 0.31,
-    "position": 0.30,
+    "counting": 0.24,
+    "two_objects": 0.10,
+    "color_attribution": 0.24,
+    "position": 0.38,
 }
 DROPPED_PROMPTS = 0.1  # share of pictures learnt without a prompt, for guidance
 WARMUP_STEPS = 200
@@ -126,10 +126,10 @@ class NoBfloat16(TorchFunctionMode):
 
 
 def initialise(model: Scenes) -> None:
-    """Normal weights of fan-in scale; zeros where a block or a place first adds to the residual stream."""
-    places = ("row_embedding.weight", "column_embedding.weight")
+    """Normal weights of fan-in scale; zeros for what is first added to a vector that says something."""
+    added = ("row_embedding.weight", "column_embedding.weight", "context_embedding.weight")
     for name, weight in model.named_parameters():
-        if name in places or ("blocks." in name and name.endswith(("output.weight", "down.weight"))):
+        if name in added or ("blocks." in name and name.endswith(("output.weight", "down.weight"))):
             nn.init.zeros_(weight)
         elif "embedding" in name:
             nn.init.normal_(weight, std=0.5)

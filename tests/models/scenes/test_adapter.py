@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from arkv import ArkvError, Decoder, load_policy
 from arkv.errors import CheckpointError, PromptError
-from arkv.models.scenes.adapter import IMAGE_ID, Scenes, word_ids
+from arkv.models.scenes.adapter import CONTEXT_WORDS, IMAGE_ID, Scenes, word_ids
 from arkv.models.scenes.codebook import GRID, PATCH_VALUES, TOKENS, Codebook
 from arkv.models.scenes.drawing import SIDE
 from arkv.models.scenes.grammar import GROUPS, MAX_PROMPT_TOKENS, encode_prompt, is_held_out, parse_prompt
@@ -46,6 +46,32 @@ def tokens() -> torch.Tensor:
 
 
 # Words in
+
+
+@torch.inference_mode()
+def test_a_word_tells_of_the_four_before_it_and_of_no_other(model: Scenes) -> None:
+    """So that a shape knows its colour, and the second object what it is to lie beside."""
+    words = encode_prompt(LONG)
+    first = MAX_PROMPT_TOKENS - len(words)
+    before = model.condition([LONG], guided=False).embeddings[0]
+    for place, other in ((1, "cyan"), (6, "cyan"), (7, "circle")):
+        changed = LONG.split()
+        changed[place] = other
+        after = model.condition([" ".join(changed)], guided=False).embeddings[0]
+        moved = (before != after).any(-1).nonzero().flatten().tolist()
+        told = range(first + place, first + place + CONTEXT_WORDS + 1)
+        assert moved == [i for i in told if i <= MAX_PROMPT_TOKENS]
+    # The same words one place on are another context.
+    swapped = "a blue square left of a red circle on white"
+    assert not torch.equal(before, model.condition([swapped], guided=False).embeddings[0])
+
+
+@torch.inference_mode()
+def test_what_stands_before_a_word_does_not_depend_on_padding(model: Scenes) -> None:
+    alone = model.condition([SHORT], guided=False)
+    beside = model.condition([LONG, SHORT], guided=True)
+    assert torch.equal(alone.embeddings[0], beside.embeddings[1])
+    assert torch.equal(beside.embeddings[2], beside.embeddings[3])
 
 
 def test_words_are_padded_on_the_left_and_end_in_the_image_token() -> None:
