@@ -208,7 +208,7 @@ class Loop:
             sampling: how; guided exactly if the loop is.
 
         Yields:
-            The index of each line as soon as it is finished, its numbers checked.
+            The index of each line as soon as it is drawn and in the cache, its numbers checked.
 
         Raises:
             NumericalError: a number was not finite.
@@ -218,12 +218,13 @@ class Loop:
         self._scale.fill_(sampling.guidance)
         self._temperature.fill_(sampling.temperature)
         self._draw_(self.prefill_(condition), self._steps[0], 0, sampling)
-        # The token that is drawn at the end of a line enters the cache at the start of the next.
-        for stop in range(line - 1, total, line):
-            for part in split(max(0, stop - line), stop, self._guided_steps(sampling)):
+        for start in range(0, total, line):
+            # The last token of the picture enters no cache.
+            stop = min(start + line, total - 1)
+            for part in split(start, stop, self._guided_steps(sampling)):
                 self._loop_at(part.start, sampling)._decode_(part, sampling)
             self.check()
-            yield stop // line
+            yield start // line
 
     def check(self) -> None:
         """Raise `NumericalError` if a number was not finite since the prefill; waits for the device."""

@@ -78,6 +78,7 @@ def test_generate_writes_a_picture_and_how_it_was_made(
         "guided_tokens": None,
         "dtype": "float32",
         "compile": "none",
+        "kv_dtype": None,
     }
     assert [file.name for file in out.parent.iterdir()] == ["picture.png"]
 

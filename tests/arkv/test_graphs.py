@@ -97,7 +97,7 @@ def test_replayed_lines_draw_what_eager_ones_do(name: str, captures: list[Tape])
     for one, other in zip(got, expected, strict=True):
         assert torch.equal(one, other)
     assert not torch.equal(expected[1], expected[2])
-    # The first line is shorter by the token that the prefill draws; periods may fall anywhere in a line.
+    # The last line is shorter by a token, which enters no cache; periods may fall anywhere in a line.
     assert 2 <= len(captures) <= 1 + GRID.line
 
 

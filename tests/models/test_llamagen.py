@@ -128,7 +128,8 @@ def test_guidance_ends_where_the_interval_does(golden: Golden) -> None:
 def test_probabilities_are_those_of_the_reference(golden: Golden) -> None:
     settings, logits = golden.facts["settings"], golden.logits()["guided"]
     sampling = Sampling(golden.scale, settings["temperature"], settings["top_k"], settings["top_p"])
-    weights = torch.stack([probabilities(step, sampling) for step in logits])
+    temperature = torch.tensor(sampling.temperature)
+    weights = torch.stack([probabilities(step, sampling, temperature) for step in logits])
     assert golden.deviation(weights / weights.sum(-1, keepdim=True), "expected.probs") <= 1
     least = weights.masked_fill(weights == 0, torch.inf).argmin(-1, keepdim=True)
     weights = weights.scatter(-1, least, 0)  # without the token that crosses the threshold
