@@ -145,7 +145,7 @@ def weighted_sum(weights: Tensor, values: Tensor) -> Tensor:
 
 def _fused(x: Tensor) -> bool:
     # A product of one query with its keys is a sum and no matrix product: written as one, Inductor reads a
-    # leaf where it lies, widens it in registers, and is two to three times as fast as a call of the library.
+    # leaf where it lies, widens it in registers, and is faster than a call of the library.
     # With several queries a key head, it would read the leaf once for each.
     return torch.compiler.is_compiling() and x.shape[2] == 1
 
