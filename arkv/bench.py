@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from arkv.engine import BASELINES, STATIC, Engine, PolicyEngine
 from arkv.errors import ArkvError, MemoryLimitError
-from arkv.estimate import KEPT_FREE, available_memory, estimate
+from arkv.estimate import estimate, pictures_within, usable_memory
 from arkv.grid import Grid
 from arkv.instruments import PeakMemory
 from arkv.loop import Compile
@@ -90,7 +90,12 @@ def configurations(
 
 
 def at_equal_memory(
-    model: Model, policies: Sequence[str], memory: int, guidance: float | None = None, seed: int = 0
+    model: Model,
+    policies: Sequence[str],
+    memory: int,
+    guidance: float | None = None,
+    seed: int = 0,
+    kv_dtype: KvDtype | None = None,
 ) -> list[Configuration]:
     """Every policy with the largest batch whose estimate, weights included, fits into some memory.
 
@@ -102,6 +107,7 @@ def at_equal_memory(
         memory: bytes.
         guidance: as for `measure`.
         seed: of the prompts, whose length counts.
+        kv_dtype: as for `measure`.
 
     Raises:
         MemoryLimitError: not even one picture fits.
@@ -111,17 +117,14 @@ def at_equal_memory(
     length = _condition_length(model, SAMPLE, guided, seed)
     found = []
     for text in policies:
-        policy = _policy_of(text)
-        one, two = (estimate(model, policy, n, guided, length).total for n in (1, 2))
-        if one > memory:
+        policy, stored = _policy_of(text), None if text in BASELINES else kv_dtype
+        one = estimate(model, policy, 1, guided, length, kv_dtype=stored)
+        if one.total > memory:
             raise MemoryLimitError(
-                f"{text}: one picture needs {one / 1e9:.3g} GB with the weights, and {memory / 1e9:.3g} GB "
-                "are given"
+                f"{text}: one picture needs {one.total / 1e9:.3g} GB with the weights, and "
+                f"{memory / 1e9:.3g} GB are given"
             )
-        # Linear in the batch but for maxima, so that the guess may be too high.
-        size = 1 + (memory - one) // (two - one)
-        while estimate(model, policy, size, guided, length).total > memory:
-            size -= 1
+        size = pictures_within(memory - one.weights, model, policy, guided, length, stored)
         found.append(Configuration(text, size, memory))
     return found
 
@@ -237,15 +240,15 @@ def _measure_groups(
 
 def _fit_together(model: Model, group: Sequence[_Contestant], guided: bool, seed: int) -> bool:
     """Whether the caches of all can be held at once."""
-    free = available_memory(model.device)
-    if free is None or len(group) == 1:
+    usable = usable_memory(model.device)
+    if usable is None or len(group) == 1:
         return True
     length = _condition_length(model, max(one.wanted.batch_size for one in group), guided, seed)
     needed = [
         estimate(model, one.policy, one.wanted.batch_size, guided, length, kv_dtype=one.kv_dtype).batch
         for one in group
     ]
-    return sum(needed) <= free * (1 - KEPT_FREE)
+    return sum(needed) <= usable
 
 
 def _take_turns(

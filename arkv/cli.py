@@ -773,7 +773,9 @@ def _bench_wanted(arguments: argparse.Namespace, model: Model) -> list[Configura
     return [
         one
         for memory in arguments.memory
-        for one in at_equal_memory(model, policies, memory, arguments.guidance, arguments.seed)
+        for one in at_equal_memory(
+            model, policies, memory, arguments.guidance, arguments.seed, arguments.kv_dtype
+        )
     ]
 
 

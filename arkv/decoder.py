@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from arkv.errors import ArkvError
-from arkv.estimate import check_memory, estimate, format_bytes, largest_batch
+from arkv.estimate import check_memory, estimate, format_bytes, pictures_within, usable_memory
 from arkv.loop import Compile, Loop, check_mode
 from arkv.model import Condition, Model
 from arkv.policy import CachePolicy
@@ -285,8 +285,11 @@ class Decoder:
         # the longest texts speak for the rest; what one of those is off by, `KEPT_FREE` has room for.
         texts = sorted(prompts, key=lambda prompt: len(str(prompt)))[-LONGEST_PROMPTS:]
         longest = self.model.condition(texts, False).mask.shape[1]
-        fits = largest_batch(self.model, self.policy, guided, longest, self.kv_dtype)
-        return max(1, len(prompts) if fits is None else min(fits, len(prompts)))
+        usable = usable_memory(self.model.device)
+        if usable is None:
+            return len(prompts)
+        fits = pictures_within(usable, self.model, self.policy, guided, longest, self.kv_dtype)
+        return max(1, min(fits, len(prompts)))
 
     def _loop_for(self, condition: Condition, pictures: int, guided: bool) -> Loop:
         """The loop of this batch shape; the last one is kept, with its store and its graphs."""

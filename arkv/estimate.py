@@ -159,36 +159,41 @@ def _container_memory() -> list[int]:
     return left
 
 
-def largest_batch(
-    model: Model, policy: CachePolicy, guided: bool, condition: int, kv_dtype: str | None = None
-) -> int | None:
-    """The most pictures whose batch fits into the memory that is free beside the weights already loaded.
+def pictures_within(
+    memory: int,
+    model: Model,
+    policy: CachePolicy,
+    guided: bool,
+    condition: int,
+    kv_dtype: str | None = None,
+) -> int:
+    """The most pictures whose batch takes no more than some memory, weights not counted; maybe none.
 
     Args:
-        model: says which device.
+        memory: bytes.
+        model: what draws.
         policy: decides what a picture takes.
         guided: whether every picture has an unconditional row too.
         condition: condition tokens of a row.
         kv_dtype: as for `estimate`.
-
-    Returns:
-        Pictures, maybe none; None where nobody can say how much memory is free.
     """
-    free = available_memory(model.device)
-    if free is None:
-        return None
-    usable = int(free * (1 - KEPT_FREE))
 
     def needed(pictures: int) -> int:
         return estimate(model, policy, pictures, guided, condition, kv_dtype=kv_dtype).batch
 
     # An estimate is a constant and so much a picture, except for what rounds or takes turns in being largest.
-    fits = usable // needed(1)
-    while needed(fits + 1) <= usable:
-        fits = max(fits + 1, usable * (fits + 1) // needed(fits + 1))
-    while fits and needed(fits) > usable:
+    fits = memory // needed(1)
+    while needed(fits + 1) <= memory:
+        fits = max(fits + 1, memory * (fits + 1) // needed(fits + 1))
+    while fits and needed(fits) > memory:
         fits -= 1
     return fits
+
+
+def usable_memory(device: torch.device) -> int | None:
+    """Bytes that batches may take of what is free, or None where nobody can say how much that is."""
+    free = available_memory(device)
+    return None if free is None else int(free * (1 - KEPT_FREE))
 
 
 def check_memory(
@@ -204,11 +209,13 @@ def check_memory(
     Raises:
         MemoryLimitError: says what is needed, what there is, and the largest batch that fits.
     """
-    fits = largest_batch(model, policy, guided, condition, kv_dtype)
-    if fits is None or pictures <= fits:
+    usable = usable_memory(model.device)
+    if usable is None:
         return
     needed = estimate(model, policy, pictures, guided, condition, kv_dtype=kv_dtype).batch
-    usable = int((available_memory(model.device) or 0) * (1 - KEPT_FREE))
+    if needed <= usable:
+        return
+    fits = pictures_within(usable, model, policy, guided, condition, kv_dtype)
     advice = (
         f"the largest batch that fits is {fits}" if fits else "not even one picture fits: lower the ratio"
     )

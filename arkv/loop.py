@@ -117,7 +117,6 @@ class Loop:
         self._blocks_of = [blocks_of_layer(store, layer) for layer in range(spec.layers)]
         self._steps = torch.arange(spec.grid.tokens, device=device)
         self._step = torch.zeros((), dtype=torch.long, device=device)
-        self._first_bad = torch.full((spec.layers + 1,), -1, device=device)
         self._slots = torch.zeros(
             spec.layers, rows, spec.kv_heads, store.plan.period, dtype=torch.long, device=device
         )
@@ -126,15 +125,17 @@ class Loop:
             self.tokens = torch.zeros(pictures, spec.grid.tokens, dtype=torch.long, device=device)
             self._uniforms = torch.zeros(pictures, spec.grid.tokens, device=device)
             self._scale, self._temperature = torch.zeros(2, device=device).unbind()
+            self._first_bad = torch.full((spec.layers + 1,), -1, device=device)
         else:
             self.tokens, self._uniforms = beside.tokens, beside._uniforms
             self._scale, self._temperature = beside._scale, beside._temperature
-        # What a captured `advance_` reads and writes.
-        self._fed = torch.zeros(rows, dtype=torch.long, device=device)
-        self._logits = torch.zeros(rows, spec.vocabulary, device=device)
+            self._first_bad = beside._first_bad
         self._rotation: Tensor | None = None
         self._unguided: Loop | None = None
         self._lines = Replayed(compile == "cudagraphs")
+        if self._lines.captures:  # what a captured `advance_` reads and writes
+            self._fed = torch.zeros(rows, dtype=torch.long, device=device)
+            self._logits = torch.zeros(rows, spec.vocabulary, device=device)
         # Where there are kernels, they write what a policy is shown to where it reads it.
         self._kernels = kernels.available(device)
         self._rooms = {
@@ -142,12 +143,15 @@ class Loop:
             for name in sorted(policy.needs & {"mass", "scores"})
             if self._kernels
         }
+        self._rooms_of = [
+            {name: room[layer] for name, room in self._rooms.items()} for layer in range(spec.layers)
+        ]
         # A length is no tensor and cannot change within a graph; kernels pass over empty slots by themselves.
         # The CPU's products of narrow numbers copy what is not contiguous, which costs more than it saves.
         copies = compile == "none" and self.store.keys[0].dtype != torch.float32
-        self._reads_what_is_claimed = (
-            policy.in_order and store.equal and not (self._kernels or copies) and compile != "cudagraphs"
-        )
+        self._reaches: list[Tensor | None] = [None] * spec.grid.rows
+        if policy.in_order and store.equal and not (self._kernels or copies or self._lines.captures):
+            self._reaches = reaches(store)
         self._step_block = compiled(step_block, compile)
         self._head = compiled(model.head, compile)
         self._enter = compiled(enter_, compile)
@@ -229,10 +233,6 @@ class Loop:
     def check(self) -> None:
         """Raise `NumericalError` if a number was not finite since the prefill; waits for the device."""
         bad = [(step, layer) for layer, step in enumerate(self._first_bad.tolist()) if step >= 0]
-        if self._unguided is not None:
-            bad += [
-                (step, layer) for layer, step in enumerate(self._unguided._first_bad.tolist()) if step >= 0
-            ]
         if bad:
             step, layer = min(bad)
             where = f"layer {layer}" if layer < len(self._blocks) else "the output head"
@@ -268,7 +268,7 @@ class Loop:
         hidden, rotation, index, visible = self._enter(
             self.model, policy, store, tokens, self._slots, self._steps[offset], self._rotation, step
         )
-        reach = self._reach(position)
+        reach = self._reaches[self.model.spec.grid.row(position)]
         sums, seen = [], []
         for layer, block in enumerate(self._blocks):
             hidden, total, observed = self._step_block(
@@ -283,7 +283,7 @@ class Loop:
                 policy.needs,
                 reach,
                 self._kernels,
-                {name: room[layer] for name, room in self._rooms.items()},
+                self._rooms_of[layer],
             )
             sums.append(total)
             seen.append(observed)
@@ -298,19 +298,6 @@ class Loop:
         uniforms = self._uniforms.index_select(1, step[None])[:, 0]
         drawn = draw(logits[: len(self.tokens)], uniforms, sampling, self._temperature)
         self.tokens.index_copy_(1, step[None], drawn[:, None])
-
-    def _reach(self, position: int) -> Tensor | None:
-        """How far slots have been claimed, in whole lines; None where all slots are to be read."""
-        store, line = self.store, self.model.spec.grid.line
-        if not self._reads_what_is_claimed:
-            return None
-        capacity = store.slots // store.kv_heads
-        reach = store.condition + (position // line + 1) * line
-        if reach >= capacity:
-            return None
-        length = torch.empty(reach, 0)
-        torch._dynamo.mark_dynamic(length, 0, min=2, max=capacity - 1)
-        return length
 
     def _guided_steps(self, sampling: Sampling) -> int:
         """From which step on the unconditional rows are not fed: what they would say is not used."""
@@ -337,7 +324,6 @@ class Loop:
             rest = self._unguided
             rest.store.copy_statistics_(self.store)
             rest._slots.copy_(self._slots[:, : len(self.tokens)])
-            rest._first_bad.fill_(-1)
             assert self._rotation is not None
             rest._rotate_by_(self._rotation[: len(self.tokens)])
         return self._unguided
@@ -354,6 +340,29 @@ class Loop:
         finite = torch.stack([*sums, logits.amax(-1).sum()]).isfinite()
         self._first_bad.copy_(torch.where(finite | (self._first_bad >= 0), self._first_bad, step))
         return logits
+
+
+def reaches(store: Store) -> list[Tensor | None]:
+    """How many slots of a head have been claimed when a line is drawn, of slots that are claimed in order.
+
+    Args:
+        store: whose heads are equal.
+
+    Returns:
+        By line of the grid, `[n, 0]`, a length that compiled graphs take as it comes; None where all slots
+        are claimed.
+    """
+    line, capacity = store.grid.line, store.slots // store.kv_heads
+    lengths: list[Tensor | None] = []
+    for row in range(store.grid.rows):
+        claimed = store.condition + (row + 1) * line
+        if claimed >= capacity:
+            lengths.append(None)
+            continue
+        length = torch.empty(claimed, 0)
+        torch._dynamo.mark_dynamic(length, 0, min=2, max=capacity - 1)
+        lengths.append(length)
+    return lengths
 
 
 def split(start: int, stop: int, at: int) -> list[range]:

@@ -170,7 +170,7 @@ def test_caches_that_do_not_fit_together_follow_one_another(
     model: Scenes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = estimate(model, load_policy("full"), 2).batch
-    monkeypatch.setattr(bench, "available_memory", lambda _: 1.2 * one)
+    monkeypatch.setattr("arkv.estimate.available_memory", lambda _: int(1.2 * one))
     script = Script({"FullCache": [1.0] * 2, "SlidingWindow": [1.0] * 2})
     monkeypatch.setattr(bench, "decode", script.decode)
     rows = run(model, [FULL, replace(FULL, policy="window:ratio=1/2")], repeats=1)

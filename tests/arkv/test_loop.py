@@ -24,6 +24,7 @@ from arkv import (
     Store,
     kernels,
 )
+from arkv.errors import NumericalError
 from arkv.loop import Loop, check_selection
 from arkv.policies.window import SlidingWindow
 from arkv.testing import Oracle
@@ -420,3 +421,19 @@ def test_a_loop_with_kernels_draws_what_one_without_does(
                 PROMPTS, guidance=1.5, temperature=1.5
             )
         assert torch.equal(got.tokens, plain.tokens)
+
+
+def test_a_picture_that_went_wrong_after_guidance_does_not_spoil_the_next() -> None:
+    model = Tiny(GRID)
+    decoder, settings = Decoder(model, build("linear", 12)), {"guidance": 2.0, "guided_tokens": 6}
+    expected = decoder.generate(PROMPTS, **settings).tokens
+    embed = model.embed
+
+    def broken(tokens: Tensor, position: Tensor) -> Tensor:
+        return embed(tokens, position) + (torch.nan if int(position) == 12 else 0)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(model, "embed", broken)
+        with pytest.raises(NumericalError, match="visual token 13 of 20, first in layer 0"):
+            decoder.generate(PROMPTS, **settings)
+    assert torch.equal(decoder.generate(PROMPTS, **settings).tokens, expected)
