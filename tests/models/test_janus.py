@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -228,6 +230,31 @@ def make_tokenizer(path: Path, without: str = "") -> None:
 WIDER = replace(VARIANT, vocabulary=320)
 
 
+def published_config(variant: JanusVariant, layout: janus.Layout) -> dict[str, Any]:
+    """What `config.json` says of a variant; the original layout says nothing of the picture decoder."""
+    shape, decoder = variant.transformer, variant.vq
+    llama = {
+        "hidden_size": shape.width,
+        "intermediate_size": shape.hidden,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "max_position_embeddings": 64,
+        "vocab_size": variant.vocabulary,
+    }
+    if layout == "deepseek":
+        return {"model_type": "multi_modality", "language_config": llama}
+    pictures = {
+        "embed_dim": decoder.code_dim,
+        "num_embeddings": decoder.codes,
+        "latent_channels": decoder.latent,
+        "base_channels": decoder.channels,
+        "channel_multiplier": list(decoder.multipliers),
+        "num_res_blocks": decoder.blocks - 1,
+    }
+    vision = {"image_size": 16 * variant.side, "patch_size": 16}
+    return {"model_type": "janus", "text_config": llama, "vq_config": pictures, "vision_config": vision}
+
+
 def write_checkpoint(folder: Path, layout: janus.Layout, shards: int = 1) -> JanusPro:
     """A tiny checkpoint with random weights and all that a published one has beside those in use."""
     folder.mkdir(exist_ok=True)
@@ -237,28 +264,15 @@ def write_checkpoint(folder: Path, layout: janus.Layout, shards: int = 1) -> Jan
         for parameter in model.parameters():
             parameter.normal_(1.0 if parameter.ndim == 1 else 0.0, 0.2)
     tensors = {name: slot.target.detach().clone() for name, slot in model.weight_slots(layout).items()}
-    llama = {
-        "hidden_size": 64,
-        "intermediate_size": 112,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "max_position_embeddings": 64,
-        "vocab_size": 320,
-    }
     if layout == "deepseek":
-        config: dict = {"model_type": "multi_modality", "language_config": llama}
         unused = ["vision_model.pos", "aligner.layers.0.bias", "language_model.lm_head.weight"]
         unused += ["gen_vision_model.encoder.conv_in.bias", "gen_vision_model.quantize.codebook_used"]
         stem, save = "pytorch_model{}.bin", torch.save
     else:
-        pictures = {"embed_dim": 8, "num_embeddings": 48, "latent_channels": 24, "base_channels": 32}
-        pictures |= {"channel_multiplier": [1, 2], "num_res_blocks": 1}
-        config = {"model_type": "janus", "text_config": llama, "vq_config": pictures}
-        config["vision_config"] = {"image_size": 64, "patch_size": 16}
         unused = ["model.vision_model.x", "model.aligner.fc1.bias", "lm_head.weight"]
         stem, save = "model{}.safetensors", save_file
     tensors |= {name: torch.ones(3) for name in unused}
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps(published_config(WIDER, layout)))
     make_tokenizer(folder / "tokenizer.json")
     if shards == 1:
         save(tensors, folder / stem.format(""))
@@ -507,3 +521,62 @@ def test_one_layer_of_the_real_width_draws_a_whole_picture() -> None:
     assert result.images[0].size == (384, 384)
     assert result.tokens.shape == (1, 576)
     assert result.tokens.unique().numel() > 100
+
+
+WEIGH = """
+import sys, torch
+from arkv.instruments import PeakMemory
+from arkv.models.janus import JanusPro
+
+JanusPro.from_pretrained(sys.argv[1], device="meta")  # what loading imports
+peak = PeakMemory(torch.device("cpu"))
+model = JanusPro.from_pretrained(sys.argv[2], dtype=torch.bfloat16)
+size = sum(weights.nbytes for weights in model.parameters())
+print(f"{size / 1e9:.2f} GB of weights, {peak.rise() / 1e9:.2f} GB at most, {peak.rise() / size:.3f} of them")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from /proc")
+@pytest.mark.parametrize("layout", ["deepseek", "transformers"])
+def test_seven_billion_parameters_load_in_little_more_memory_than_they_take(
+    tmp_path: Path, layout: janus.Layout
+) -> None:
+    write_checkpoint(tmp_path / "small", layout)
+    large = write_large_checkpoint(tmp_path / "large", layout)
+    try:
+        command = [sys.executable, "-c", WEIGH, tmp_path / "small", large]
+        told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    finally:
+        for shard in large.glob("*-of-*"):
+            shard.unlink()
+    print(f"janus-pro-7b, {layout}: {told}")  # the figure in docs/models
+    assert float(told.split()[-3]) < 1.15
+
+
+def write_large_checkpoint(folder: Path, layout: janus.Layout) -> Path:
+    """Janus-Pro-7B as it is published, in bfloat16, in shards of five gigabytes."""
+    folder.mkdir()
+    with torch.device("meta"):
+        slots = JanusPro(JANUS_PRO_7B).weight_slots(layout)
+    deepseek = layout == "deepseek"
+    stem, save = ("pytorch_model", torch.save) if deepseek else ("model", save_file)
+    suffix = "bin" if deepseek else "safetensors"
+    where: dict[str, str] = {}
+    part: dict[str, Tensor] = {}
+
+    def write() -> None:
+        name = f"{stem}-{len(set(where.values())) + 1:05}-of-00003.{suffix}"
+        where.update(dict.fromkeys(part, name))
+        save(part, folder / name)
+        part.clear()
+
+    for name, slot in slots.items():
+        part[name] = torch.full(slot.wanted, 0.5, dtype=torch.bfloat16)
+        if sum(tensor.nbytes for tensor in part.values()) > 5e9:
+            write()
+    write()
+    (folder / f"{stem}.{suffix}.index.json").write_text(json.dumps({"weight_map": where}))
+    (folder / "config.json").write_text(json.dumps(published_config(JANUS_PRO_7B, layout)))
+    make_tokenizer(folder / "tokenizer.json")
+    return folder
