@@ -20,21 +20,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import arkv
-from arkv.errors import ArkvError, CheckpointError
+from arkv.errors import ArkvError, CheckpointError, Terminated, is_out_of_memory
 from arkv.files import png, write_whole
 from arkv.loading import add_model, described, load
+from arkv.recipe import policy_text, recipe_of
 
 if TYPE_CHECKING:
     from arkv.bench import Configuration
     from arkv.evaluation import Accuracy, Evaluation
     from arkv.measurement import Measurement, Refusal
     from arkv.model import Model
-    from arkv.policy import CachePolicy
+    from arkv.recipe import Recipe
 
 DTYPES = ("float32", "bfloat16", "float16")
 COMPILE = ("none", "inductor", "cudagraphs")
 KV_DTYPES = ("int8", "fp8")
 DEFAULT_MODEL = "scenes"
+FAILURES_TOLD = 10
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,8 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the name of the program; None for those of the process.
 
     Returns:
-        0, 1 after an error that was told in one line or if nobody reads the output any more, or 130 after
-        an interrupt.
+        0, 1 after an error that was told in one line or if nobody reads the output any more, 130 after an
+        interrupt, or 143 after SIGTERM to a run.
 
     Raises:
         SystemExit: after help or version (0), or if the arguments cannot be parsed (2).
@@ -63,10 +65,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("arkv: interrupted", file=sys.stderr)
         return 130
+    except Terminated:
+        print("arkv: terminated", file=sys.stderr)
+        return 143
     except BrokenPipeError:
         return 1
     except Exception as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         print("arkv: error: out of memory; take a smaller --batch-size or a smaller ratio", file=sys.stderr)
         return 1
@@ -93,14 +98,6 @@ def _flush() -> None:
         if isinstance(error, BrokenPipeError):
             raise
         raise ArkvError(f"cannot write to the standard output: {error.strerror}") from None
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether an exception says so, in one of the ways that Python and torch have; imports no torch."""
-    if isinstance(error, (MemoryError, getattr(sys.modules.get("torch"), "OutOfMemoryError", MemoryError))):
-        return True
-    texts = ("can't allocate memory", "cannot allocate memory", "not enough memory")
-    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in texts)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -156,7 +153,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     generate.add_argument(
         "--layout",
-        choices=("geneval", "dpg", "flat", "npz"),
+        choices=("geneval", "dpg", "flat", "npz", "webdataset", "parquet"),
         help="how the pictures of a file are laid out, for which evaluator (default: by the file, else flat)",
     )
     generate.add_argument(
@@ -201,6 +198,35 @@ def _parser() -> argparse.ArgumentParser:
     _add_compute(generate)
     _add_kv_dtype(generate)
     _add_quiet(generate)
+
+    job = command(
+        "run",
+        _run,
+        "draw the pictures of a job: a file of prompts, on one GPU, all of a machine, or a cluster",
+        "arkv run job.yaml",
+        "arkv run job.yaml --resume",
+        "arkv run job.yaml --status",
+        "arkv run job.yaml --engine torchrun --workers 8",
+    )
+    job.add_argument(
+        "job", type=_path, metavar="FILE", help="YAML with the names of the flags of 'arkv generate'"
+    )
+    what = job.add_mutually_exclusive_group()
+    what.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with what is there, after comparing it with its hashes; else a folder that was begun is "
+        "refused",
+    )
+    what.add_argument("--status", action="store_true", help="say how far it is, and draw nothing")
+    job.add_argument(
+        "--engine", choices=("in-process", "torchrun", "ray"), help="who draws (default: what the file says)"
+    )
+    job.add_argument(
+        "--workers", type=_positive, metavar="N", help="processes (default: what the file says, or one a GPU)"
+    )
+    job.add_argument("--address", metavar="HOST:PORT", help="of a Ray cluster (default: Ray is started here)")
+    _add_quiet(job)
 
     command("policies", _policies, "list the cache policies and their parameters", "arkv policies")
     command("models", _models, "list the models", "arkv models")
@@ -472,9 +498,10 @@ def _add_quiet(parser: argparse.ArgumentParser) -> None:
 
 
 def _generate(arguments: argparse.Namespace) -> None:
-    policy = _load_policy(arguments)
+    recipe = recipe_of(vars(arguments))
+    recipe.load_policy()  # what is misspelt shows first
     if arguments.prompts_file is not None:
-        _generate_file(arguments, policy)
+        _generate_file(arguments, recipe)
         return
     for name in ("samples", "layout", "npz_side"):
         if getattr(arguments, name) is not None:
@@ -488,20 +515,17 @@ def _generate(arguments: argparse.Namespace) -> None:
         _check_writable(out)
     else:
         _check_writable(out / "0000.png")
-    from arkv.decoder import Decoder
-
-    model = load(arguments)
-    sampling = _sampling(arguments, model)
+    decoder = recipe.load_decoder()
     prompts = arguments.prompts
     seeds = range(arguments.seed, arguments.seed + len(prompts))
-    result = Decoder(model, policy, arguments.compile, arguments.kv_dtype).generate(
+    result = decoder.generate(
         prompts,
         seeds=seeds,
         batch_size=arguments.batch_size,
         progress=not arguments.quiet,
-        **sampling,
+        **recipe.sampling(decoder.model),
     )
-    common = _texts(arguments, policy, model, sampling)
+    common = recipe.texts(decoder.model)
     if as_file and len(prompts) > 1:
         from arkv.sheet import Cell, contact_sheet, in_rows
 
@@ -518,88 +542,56 @@ def _generate(arguments: argparse.Namespace) -> None:
     print(f"{out}: {result.stats}")
 
 
-def _generate_file(arguments: argparse.Namespace, policy: CachePolicy) -> None:
+def _generate_file(arguments: argparse.Namespace, recipe: Recipe) -> None:
     """Draw every prompt of a file, as far as it is not drawn yet."""
     out: Path = arguments.out
     if out.suffix in (".png", ".npz") and not out.is_dir():
         raise ArkvError(f"cannot write {out}: expected a folder for the pictures of a file")
-    from arkv.prompts import read_prompts
+    from arkv.bulk import Description, run
+    from arkv.bulk.description import BATCH_SIZE
 
-    kind, prompts = read_prompts(arguments.prompts_file)
-    from arkv.decoder import Decoder
-    from arkv.job import BATCH_SIZE, INDEX, Job, check_folder
-    from arkv.layouts import LAYOUTS
-    from arkv.machine import describe_run
-    from arkv.sampling import Sampling
-
-    layout = arguments.layout or (kind if kind in LAYOUTS else "flat")
-    if arguments.npz_side is not None and layout != "npz":
-        raise ArkvError(f"--npz-side is for --layout npz, and the layout is {layout}")
-    samples = arguments.samples or LAYOUTS[layout].samples
-    job = Job(prompts, layout, samples, arguments.seed, arguments.npz_side)
-    check_folder(out)
-    _check_writable(out / INDEX)
-    model = load(arguments)
-    sampling = _sampling(arguments, model)
-    texts = _texts(arguments, policy, model, sampling)
-    run = describe_run(model, arguments.seed, sampling["guidance"])
-    settings = {
-        "model": model.spec.name,
-        "loading": described(arguments),
-        "policy": texts["policy"],
-        **json.loads(texts["settings"]),
-        **{name: run[name] for name in ("arkv", "torch")},
-    }
-    decoder = Decoder(model, policy, arguments.compile, arguments.kv_dtype)
-    batch_size = arguments.batch_size or BATCH_SIZE
-    if batch_size == "auto":
-        texts_of_all = [each.prompt for each in prompts]
-        guided = Sampling(sampling["guidance"], guided_tokens=sampling["guided_tokens"]).guided
-        batch_size = decoder.batch_that_fits(texts_of_all, guided)
+    description = Description(
+        prompts=str(arguments.prompts_file),
+        out=str(out),
+        recipe=recipe,
+        samples=arguments.samples,
+        layout=arguments.layout,
+        npz_side=arguments.npz_side,
+        seed=arguments.seed,
+        batch_size=arguments.batch_size or BATCH_SIZE,
+    )
     command = shlex.join(["arkv", *map(str, arguments.argv)])
-    facts = {name: run[name] for name in ("date", "commit", "device")}
-    stats = job.draw(
-        decoder,
-        out,
-        settings=settings,
-        facts={**facts, "batch_size": batch_size, "command": command},
-        texts=texts,
-        sampling=sampling,
-        batch_size=batch_size,
+    summary = run(
+        description,
+        resume=True,
+        strict=True,
+        log=False,
+        facts={"command": command},
         progress=not arguments.quiet,
     )
-    print(f"{out}: " + (f"all {job.pictures} pictures were there" if stats is None else str(stats)))
+    print(f"{out}: {summary.stats or summary}")
 
 
-def _sampling(arguments: argparse.Namespace, model: Model) -> dict[str, Any]:
-    """How tokens are drawn, as `Decoder.generate` takes it."""
-    return {
-        "guidance": model.spec.guidance if arguments.guidance is None else arguments.guidance,
-        "temperature": arguments.temperature,
-        "top_k": arguments.top_k,
-        "top_p": arguments.top_p,
-        "guided_tokens": arguments.guided_tokens,
-    }
+def _run(arguments: argparse.Namespace) -> None:
+    from arkv.bulk import read_description, run, status
 
-
-def _texts(
-    arguments: argparse.Namespace, policy: CachePolicy, model: Model, sampling: Mapping[str, Any]
-) -> dict[str, str]:
-    """What every PNG file says of how it was made, beside prompt and seed."""
-    settings = {
-        **sampling,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "compile": arguments.compile,
-        "kv_dtype": arguments.kv_dtype,
-    }
-    loading = described(arguments)
-    return {
-        "model": arguments.model,
-        **({} if loading is None else {"loading": json.dumps(loading)}),
-        "policy": _policy_text(arguments.policy, policy),
-        "settings": json.dumps(settings),
-        "Software": f"arkv {arkv.__version__}",
-    }
+    description = read_description(arguments.job)
+    if arguments.status:
+        print(f"{description.out}: {status(Path(description.out))}")
+        return
+    given = {name: getattr(arguments, name) for name in ("engine", "workers", "address")}
+    description = dataclasses.replace(
+        description, **{name: value for name, value in given.items() if value is not None}
+    )
+    command = shlex.join(["arkv", *map(str, arguments.argv)])
+    summary = run(
+        description, resume=arguments.resume, facts={"command": command}, progress=not arguments.quiet
+    )
+    print(f"{description.out}: {summary}")
+    for number, reason in itertools.islice(sorted(summary.failed.items()), FAILURES_TOLD):
+        print(f"picture {number}: {reason}")
+    if len(summary.failed) > FAILURES_TOLD:
+        print(f"and {len(summary.failed) - FAILURES_TOLD} more, in {Path(description.out) / 'index.jsonl'}")
 
 
 def _policies(arguments: argparse.Namespace) -> None:
@@ -646,7 +638,7 @@ def _models(arguments: argparse.Namespace) -> None:
 
 
 def _estimate(arguments: argparse.Namespace) -> None:
-    policy = _load_policy(arguments)
+    policy = recipe_of(vars(arguments)).load_policy()
     from arkv.estimate import estimate, format_bytes, rows_of
     from arkv.registry import torch_dtype
     from arkv.sampling import Sampling
@@ -670,8 +662,8 @@ def _estimate(arguments: argparse.Namespace) -> None:
     rows = [(name, format_bytes(count), f"{count:,}") for name, count in rows_of(estimated).items()]
     pictures = f"{arguments.batch_size} picture{'s' * (arguments.batch_size > 1)}"
     with_guidance = "two rows a picture" if guided else "one row a picture"
-    policy_text = _policy_text(arguments.policy, policy)
-    print(f"{arguments.model}, {policy_text}, {pictures}, {with_guidance}, {arguments.dtype}")
+    told = policy_text(arguments.policy, policy)
+    print(f"{arguments.model}, {told}, {pictures}, {with_guidance}, {arguments.dtype}")
     print(_table(("", "", "bytes"), rows, right={1, 2}))
     print(f"the policy holds {estimated.kv / estimated.full_kv:.1%} of the full cache")
 
@@ -948,7 +940,7 @@ def _print_evaluations(rows: Sequence[Evaluation]) -> None:
 
 
 def _inspect(arguments: argparse.Namespace) -> None:
-    policy = _load_policy(arguments)
+    policy = recipe_of(vars(arguments)).load_policy()
     _check_figure(arguments.out, ".png")
     if arguments.animation is not None:
         _check_figure(arguments.animation, ".gif")
@@ -969,7 +961,7 @@ def _inspect(arguments: argparse.Namespace) -> None:
         unconditional=arguments.unconditional,
         progress=not arguments.quiet,
     )
-    text = _policy_text(arguments.policy, policy)
+    text = policy_text(arguments.policy, policy)
     row = "unconditional" if arguments.unconditional else "conditional"
     given = ":".join(filter(None, (arguments.policy, arguments.ratio and f"ratio={arguments.ratio}")))
     title = f"What the cache holds: {given}"
@@ -1060,28 +1052,6 @@ def _demo(arguments: argparse.Namespace) -> None:
     header = ("policy", "tokens/s", "speed", "KV a picture", "share", "right, shown", "right, all")
     print(_table(header, rows, right=set(range(1, len(header)))))
     print(f"{out}: the {shown} shown pictures of each, {len(prompts)} judged")
-
-
-def _load_policy(arguments: argparse.Namespace) -> CachePolicy:
-    from arkv.registry import load_policy
-
-    parameters = {} if arguments.ratio is None else {"ratio": arguments.ratio}
-    return load_policy(arguments.policy, **parameters)
-
-
-def _policy_text(given: str, policy: CachePolicy) -> str:
-    """Name and every parameter that is not None, as `--policy` takes them."""
-    values = {field.name: getattr(policy, field.name) for field in dataclasses.fields(policy)}
-    parameters = ",".join(f"{name}={_value_text(v)}" for name, v in values.items() if v is not None)
-    return ":".join(filter(None, (given.partition(":")[0], parameters)))
-
-
-def _value_text(value: object) -> str:
-    """A parameter's value such that its commas do not end it."""
-    from arkv.registry import split_commas
-
-    text = str(value)
-    return text if split_commas(text) == [text] else repr(value)
 
 
 def _told(error: Exception) -> str:

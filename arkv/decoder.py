@@ -69,7 +69,7 @@ class Result:
     """Pictures and how they came about.
 
     Attributes:
-        images: one a prompt, in order.
+        images: one a prompt, in order; none if only tokens were asked for.
         tokens: int64 `[pictures, N]` on the CPU.
         stats: time and memory.
     """
@@ -148,6 +148,7 @@ class Decoder:
         guided_tokens: int | None = None,
         batch_size: int | Literal["auto"] | None = None,
         progress: bool = False,
+        pixels: bool = True,
         on_line: OnLine | None = None,
     ) -> Result:
         """Make one picture a prompt.
@@ -167,6 +168,7 @@ class Decoder:
             batch_size: pictures decoded at a time; None for all at once, "auto" for as many as the free
                 memory has room for by `arkv.estimate`.
             progress: show a bar.
+            pixels: whether to turn the tokens into pictures, which `images` can do later and elsewhere.
             on_line: called after each line with the range of prompts in this batch, the index of the line
                 and, for each of these prompts, the lines finished so far as an image.
 
@@ -221,7 +223,7 @@ class Decoder:
             kv_bytes=bytes_held,
             full_kv_bytes=bytes_full,
         )
-        return Result(self._images(all_tokens), all_tokens, stats)
+        return Result(images(self.model, all_tokens) if pixels else [], all_tokens, stats)
 
     @torch.inference_mode()
     def teacher_force(self, prompts: Sequence[Any], tokens: Tensor, guidance: float = 1.0) -> ForcedLogits:
@@ -306,10 +308,7 @@ class Decoder:
     def _lines_so_far(self, tokens: Tensor, line: int) -> list[Image.Image]:
         """The upper part of each picture, down to a line that is finished."""
         rows = self.model.spec.grid.rows
-        return [i.crop((0, 0, i.width, i.height * (line + 1) // rows)) for i in self._images(tokens)]
-
-    def _images(self, tokens: Tensor) -> list[Image.Image]:
-        return [Image.fromarray(picture) for picture in self.model.pixels(tokens).numpy()]
+        return [i.crop((0, 0, i.width, i.height * (line + 1) // rows)) for i in images(self.model, tokens)]
 
     @staticmethod
     def _check_prompts(prompts: Sequence[Any]) -> list[Any]:
@@ -335,6 +334,17 @@ class Decoder:
             if isinstance(seed, bool) or not hasattr(seed, "__index__") or not 0 <= seed < 2**64:
                 raise ArkvError(f"seed {seed!r}: expected a whole number from 0 to 2^64 - 1")
         return [index(seed) for seed in seeds]
+
+
+@torch.inference_mode()
+def images(model: Model, tokens: Tensor) -> list[Image.Image]:
+    """The pictures that tokens stand for.
+
+    Args:
+        model: whose tokens they are.
+        tokens: int64 `[pictures, N]`.
+    """
+    return [Image.fromarray(picture) for picture in model.pixels(tokens).numpy()]
 
 
 def check_batch_size(size: object) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterable
 
 
@@ -42,5 +43,18 @@ class MemoryLimitError(ArkvError):
     """More memory is needed than there is."""
 
 
+class Terminated(BaseException):
+    """The process was told to end by SIGTERM."""
+
+
 class NumericalError(ArkvError):
     """The model produced NaN or infinity."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says so, in one of the ways that Python, torch and arkv have; imports no torch."""
+    torchs = getattr(sys.modules.get("torch"), "OutOfMemoryError", MemoryError)
+    if isinstance(error, (MemoryError, MemoryLimitError, torchs)):
+        return True
+    texts = ("can't allocate memory", "cannot allocate memory", "not enough memory")
+    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in texts)

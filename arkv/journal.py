@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from arkv.errors import ArkvError
 from arkv.files import write_whole
+
+REMEDY = "take another name, or delete the file"
 
 
 class Journal:
@@ -29,6 +31,7 @@ class Journal:
 
     Attributes:
         rows: the finished rows by their key, in the order of the file.
+        run: what the first line says.
 
     Raises:
         ArkvError: the file was begun with other settings, is something else, or cannot be written.
@@ -39,15 +42,16 @@ class Journal:
     ) -> None:
         self.path, self._key = path, key
         self.rows: dict[str, dict[str, Any]] = {}
+        here = {"run": {**facts, **settings}}
         try:
-            content = path.read_bytes() if path.exists() else b""
-            if content:
-                complete = content[: content.rfind(b"\n") + 1]
-                self._read(complete, settings)
-                os.truncate(path, len(complete))
+            if path.exists() and path.stat().st_size:
+                self.run, self.rows, complete = read_journal(path, key)
+                check_settings(path, self.run, settings)
+                os.truncate(path, complete)
             else:
                 # Whole or not at all: half a first line could not be told from somebody else's file.
-                write_whole({path: _line({"run": {**facts, **settings}})})
+                write_whole({path: _line(here)})
+                self.run = here["run"]
         except OSError as error:
             raise ArkvError(f"cannot write {path}: {error.strerror}") from None
 
@@ -58,33 +62,63 @@ class Journal:
             ArkvError: it cannot be written.
         """
         try:
-            self._write(row)
+            with self.path.open("ab") as file:
+                file.write(_line(row))
+                file.flush()
+                os.fsync(file.fileno())
         except OSError as error:
             raise ArkvError(f"cannot write {self.path}: {error.strerror}") from None
         self.rows[row[self._key]] = dict(row)
 
-    def _write(self, line: Mapping[str, Any]) -> None:
-        with self.path.open("ab") as file:
-            file.write(_line(line))
-            file.flush()
-            os.fsync(file.fileno())
+    def replace(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Put other rows in place of those there are, all of them or, if that fails, none.
 
-    def _read(self, content: bytes, settings: Mapping[str, Any]) -> None:
-        remedy = "take another name, or delete the file"
-        try:
-            first, *lines = [json.loads(line) for line in content.splitlines()]
-            there = dict(first["run"])
-            self.rows = {row[self._key]: dict(row) for row in lines}
-        except (ValueError, TypeError, KeyError):
-            raise ArkvError(f"{self.path} is there and holds something else than results: {remedy}") from None
-        here = json.loads(json.dumps(settings))
-        unlike = [
-            f"{name} is {json.dumps(there.get(name))} there and {json.dumps(value)} here"
-            for name, value in here.items()
-            if there.get(name) != value
-        ]
-        if unlike:
-            raise ArkvError(f"{self.path} was begun with other settings: {', '.join(unlike)}; {remedy}")
+        Raises:
+            ArkvError: they cannot be written.
+        """
+        new = {row[self._key]: dict(row) for row in rows}
+        write_whole({self.path: b"".join(map(_line, [{"run": self.run}, *new.values()]))})
+        self.rows = new
+
+
+def read_journal(path: Path, key: str = "policy") -> tuple[dict[str, Any], dict[str, dict[str, Any]], int]:
+    """What a journal says; a last line that is not complete is passed over.
+
+    Args:
+        path: the file, which is not changed.
+        key: the field by which rows are told apart.
+
+    Returns:
+        What the first line says of the run, the rows by their key, and the bytes of the complete lines.
+
+    Raises:
+        ArkvError: it is something else.
+        OSError: it cannot be read.
+    """
+    content = path.read_bytes()
+    complete = content.rfind(b"\n") + 1
+    try:
+        first, *lines = [json.loads(line) for line in content[:complete].splitlines()]
+        run = dict(first["run"])
+        rows = {row[key]: dict(row) for row in lines}
+    except (ValueError, TypeError, KeyError):
+        raise ArkvError(f"{path} is there and holds something else than results: {REMEDY}") from None
+    return run, rows, complete
+
+
+def check_settings(path: Path, there: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Compare what a journal was begun with.
+
+    Raises:
+        ArkvError: something differs; says what.
+    """
+    unlike = [
+        f"{name} is {json.dumps(there.get(name))} there and {json.dumps(value)} here"
+        for name, value in json.loads(json.dumps(settings)).items()
+        if there.get(name) != value
+    ]
+    if unlike:
+        raise ArkvError(f"{path} was begun with other settings: {', '.join(unlike)}; {REMEDY}")
 
 
 def _line(content: Mapping[str, Any]) -> bytes:

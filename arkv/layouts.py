@@ -1,4 +1,4 @@
-"""Folders of pictures as the official evaluators read them.
+"""Files of pictures, as the official evaluators and the loaders of training data read them.
 
 | layout | files | read by |
 |---|---|---|
@@ -6,17 +6,21 @@
 | `dpg` | `NAME.png`: the samples of a prompt in a square of two by two | DPG-Bench |
 | `flat` | `000000.png` | clean-fid, and whatever takes a folder of pictures |
 | `npz` | `000000.png` and, from them, `samples.npz` or `samples-256.npz` | ADM's evaluator, and LlamaGen's |
+| `webdataset` | `000000.tar` with 256 pictures, their prompts and seeds | webdataset, and tar |
+| `parquet` | `000000.parquet`, likewise | datasets of the hub, pandas, whatever reads tables |
 
-A layout says which pictures a file shows, by their numbers. Numbers run through a job: they decide on seeds
-and on batches, so they depend on the list of prompts and the samples alone.
+A layout says which pictures are in a file, by their numbers. Numbers run through a job: they decide on seeds,
+so they depend on the list of prompts and the samples alone.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import tarfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +29,11 @@ import numpy
 from PIL import Image
 
 from arkv.errors import ArkvError
-from arkv.files import part_of
+from arkv.files import part_of, png
 from arkv.prompts import Prompt
+
+SHARD = 256
+"""Pictures in a file of the layouts that have many in one."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +42,32 @@ class PictureFile:
 
     Attributes:
         file: below the folder of the job, with slashes.
-        prompt: which of the prompts it shows.
-        pictures: the numbers of the pictures on it, in order.
+        pictures: the numbers of the pictures in it, in order.
     """
 
     file: str
-    prompt: int
-    pictures: range
+    pictures: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture that is drawn, and how.
+
+    Attributes:
+        number: within the job.
+        image: RGB.
+        prompt: what it shows.
+        seed: what it was drawn from.
+    """
+
+    number: int
+    image: Image.Image
+    prompt: Prompt
+    seed: int
+
+    def png(self, texts: Mapping[str, str]) -> bytes:
+        """The picture as a PNG file that says prompt, seed and the texts."""
+        return png(self.image, {"prompt": str(self.prompt.prompt), "seed": str(self.seed), **texts})
 
 
 class Layout:
@@ -52,9 +78,15 @@ class Layout:
 
     Attributes:
         samples: pictures of a prompt, where nobody says another number.
+        takes_some: whether a file is written that lacks a picture, because it could not be drawn.
     """
 
     samples = 1
+    takes_some = False
+
+    def prompt_of(self, number: int, prompts: int, samples: int) -> int:
+        """Which of the prompts a picture shows."""
+        return number % prompts
 
     def check(self, prompts: Sequence[Prompt], samples: int) -> None:
         """Look at the list before the first picture is begun.
@@ -64,24 +96,41 @@ class Layout:
         """
         return
 
-    def files(self, prompts: Sequence[Prompt], samples: int) -> list[PictureFile]:
-        """The files of a job in the order of the numbers of their pictures, which begin at 0."""
-        return [
-            PictureFile(f"{number:06d}.png", number % len(prompts), range(number, number + 1))
-            for number in range(samples * len(prompts))
-        ]
+    def files(self, prompts: Sequence[Prompt], samples: int, order: Sequence[int]) -> list[PictureFile]:
+        """The files of a job.
+
+        Args:
+            prompts: of the job.
+            samples: pictures of a prompt.
+            order: the numbers of all pictures, 0 and up, as they are drawn; those of a prompt follow one
+                another wherever they are numbered so.
+
+        Returns:
+            The files in the order in which they can be written.
+        """
+        return [PictureFile(f"{number:06d}.png", (number,)) for number in order]
 
     def beside(self, prompts: Sequence[Prompt]) -> dict[str, bytes]:
         """Contents of the files that are no pictures, by their names below the folder of the job."""
         return {}
 
-    def compose(self, images: Sequence[Image.Image]) -> Image.Image:
-        """The picture of a file from those that are on it."""
-        (image,) = images
-        return image
+    def content(self, pictures: Sequence[Picture], texts: Mapping[str, str]) -> bytes:
+        """A file, the same for the same pictures.
+
+        Args:
+            pictures: what is in it, in order.
+            texts: what else there is to say of how they were made.
+        """
+        (picture,) = pictures
+        return picture.png(texts)
 
     def finish(self, folder: Path, files: Sequence[PictureFile], side: int | None) -> None:
         """Write what is made of the finished pictures; with a side, of pictures resized to so many pixels.
+
+        Args:
+            folder: of the job.
+            files: those there are, in the order of their pictures' numbers.
+            side: width and height; None for as they were drawn.
 
         Raises:
             ArkvError: a file cannot be read or written.
@@ -110,12 +159,15 @@ class GenEval(Layout):
                 "evaluation_metadata.jsonl or take --layout flat"
             )
 
-    def files(self, prompts: Sequence[Prompt], samples: int) -> list[PictureFile]:
-        """The samples of a prompt one after the other."""
+    def prompt_of(self, number: int, prompts: int, samples: int) -> int:
+        """The samples of a prompt follow one another."""
+        return number // samples
+
+    def files(self, prompts: Sequence[Prompt], samples: int, order: Sequence[int]) -> list[PictureFile]:
+        """A file a picture, in the folder of its prompt."""
         return [
-            PictureFile(f"{index:05d}/samples/{sample:05d}.png", index, range(number, number + 1))
-            for index in range(len(prompts))
-            for sample, number in enumerate(range(index * samples, (index + 1) * samples))
+            PictureFile(f"{number // samples:05d}/samples/{number % samples:05d}.png", (number,))
+            for number in order
         ]
 
     def beside(self, prompts: Sequence[Prompt]) -> dict[str, bytes]:
@@ -154,28 +206,34 @@ class DPGBench(Layout):
                 raise ArkvError(f"{prompt.where} is named {prompt.name!r}, which no file can be")
             seen[prompt.name] = prompt.where
 
-    def files(self, prompts: Sequence[Prompt], samples: int) -> list[PictureFile]:
+    def prompt_of(self, number: int, prompts: int, samples: int) -> int:
+        """The samples of a prompt follow one another."""
+        return number // samples
+
+    def files(self, prompts: Sequence[Prompt], samples: int, order: Sequence[int]) -> list[PictureFile]:
         """All samples of a prompt in one file."""
         return [
-            PictureFile(f"{prompt.name}.png", index, range(index * samples, (index + 1) * samples))
-            for index, prompt in enumerate(prompts)
+            PictureFile(f"{prompts[order[start] // samples].name}.png", tuple(order[start : start + samples]))
+            for start in range(0, len(order), samples)
         ]
 
-    def compose(self, images: Sequence[Image.Image]) -> Image.Image:
+    def content(self, pictures: Sequence[Picture], texts: Mapping[str, str]) -> bytes:
         """A single sample as it is; more of them from left to right, then below.
 
         Raises:
             ArkvError: the pictures are not square, so the evaluator would cut them wrongly.
         """
-        width, height = images[0].size
+        first = pictures[0]
+        width, height = first.image.size
         if width != height:
             raise ArkvError(f"the pictures are {width} x {height}: DPG-Bench cuts out squares")
-        if len(images) == 1:
-            return images[0]
+        if len(pictures) == 1:
+            return first.png(texts)
         sheet = Image.new("RGB", (2 * width, 2 * height))
-        for place, image in enumerate(images):
-            sheet.paste(image, (place % 2 * width, place // 2 * height))
-        return sheet
+        for place, picture in enumerate(pictures):
+            sheet.paste(picture.image, (place % 2 * width, place // 2 * height))
+        seeds = json.dumps([picture.seed for picture in pictures])
+        return png(sheet, {"prompt": str(first.prompt.prompt), "seed": seeds, **texts})
 
 
 class Npz(Layout):
@@ -194,6 +252,97 @@ class Npz(Layout):
         path = folder / ("samples.npz" if side is None else f"samples-{side}.npz")
         if not path.exists():
             write_npz(path, [folder / file.file for file in files], side)
+
+
+class Shards(Layout):
+    """Many pictures a file, in the order in which they are drawn.
+
+    Attributes:
+        suffix: of the files.
+    """
+
+    suffix = ""
+    takes_some = True
+
+    def files(self, prompts: Sequence[Prompt], samples: int, order: Sequence[int]) -> list[PictureFile]:
+        """As many pictures a file as a shard has; in the last one are those that are left."""
+        return [
+            PictureFile(f"{start // SHARD:06d}{self.suffix}", tuple(order[start : start + SHARD]))
+            for start in range(0, len(order), SHARD)
+        ]
+
+
+class WebDataset(Shards):
+    """Archives whose members belong together by the name before the first dot.
+
+    Source: github.com/webdataset/webdataset. A picture is `000000017.png`, its prompt `.txt` or, if it is
+    a class, `.cls`, and `.json` has both, the seed and how it was made.
+    """
+
+    suffix = ".tar"
+
+    def content(self, pictures: Sequence[Picture], texts: Mapping[str, str]) -> bytes:
+        """An archive without dates or owners."""
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+            for picture in pictures:
+                prompt = picture.prompt
+                told = {"prompt": prompt.prompt, "name": prompt.name, "seed": picture.seed, **texts}
+                kind = "cls" if isinstance(prompt.prompt, int) else "txt"
+                members = {
+                    "png": picture.png({}),
+                    kind: str(prompt.prompt).encode(),
+                    "json": json.dumps(told).encode(),
+                }
+                for suffix, member in members.items():
+                    entry = tarfile.TarInfo(f"{picture.number:09d}.{suffix}")
+                    entry.size = len(member)
+                    archive.addfile(entry, io.BytesIO(member))
+        return buffer.getvalue()
+
+
+class Parquet(Shards):
+    """Tables with a picture a row; the column `image` is what `datasets` calls one.
+
+    Source: huggingface.co/docs/datasets, `Image`: `bytes` of a file and its `path`.
+    """
+
+    suffix = ".parquet"
+
+    def check(self, prompts: Sequence[Prompt], samples: int) -> None:
+        """Look for the library.
+
+        Raises:
+            ArkvError: it is not installed.
+        """
+        try:
+            import pyarrow.parquet  # noqa: F401
+        except ImportError:
+            raise ArkvError("the layout parquet needs pyarrow: pip install 'arkv[parquet]'") from None
+
+    def content(self, pictures: Sequence[Picture], texts: Mapping[str, str]) -> bytes:
+        """A table; the texts are in its metadata."""
+        import pyarrow
+        import pyarrow.parquet
+
+        files = [{"bytes": picture.png({}), "path": f"{picture.number:09d}.png"} for picture in pictures]
+        table = pyarrow.table(
+            {
+                "number": pyarrow.array([picture.number for picture in pictures], pyarrow.int64()),
+                "name": [picture.prompt.name for picture in pictures],
+                "prompt": [str(picture.prompt.prompt) for picture in pictures],
+                "seed": pyarrow.array([picture.seed for picture in pictures], pyarrow.int64()),
+                "image": files,
+            }
+        )
+        features = {"image": {"_type": "Image"}}
+        features |= {name: {"dtype": "int64", "_type": "Value"} for name in ("number", "seed")}
+        features |= {name: {"dtype": "string", "_type": "Value"} for name in ("name", "prompt")}
+        told = {"huggingface": json.dumps({"info": {"features": features}}), "arkv": json.dumps(dict(texts))}
+        buffer = io.BytesIO()
+        # Pictures are compressed already.
+        pyarrow.parquet.write_table(table.replace_schema_metadata(told), buffer, compression="none")
+        return buffer.getvalue()
 
 
 def write_npz(path: Path, pictures: Sequence[Path], side: int | None = None) -> None:
@@ -260,4 +409,11 @@ def _resized(image: Image.Image, side: int) -> Image.Image:
     return Image.fromarray(resized[0].round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy())
 
 
-LAYOUTS: dict[str, Layout] = {"geneval": GenEval(), "dpg": DPGBench(), "flat": Layout(), "npz": Npz()}
+LAYOUTS: dict[str, Layout] = {
+    "geneval": GenEval(),
+    "dpg": DPGBench(),
+    "flat": Layout(),
+    "npz": Npz(),
+    "webdataset": WebDataset(),
+    "parquet": Parquet(),
+}

@@ -14,6 +14,7 @@ from arkv.errors import ArkvError
 
 if TYPE_CHECKING:
     from arkv.model import Model
+    from arkv.recipe import Recipe
 
 SHAPE_OPTIONS = ("source", "revision", "size")
 WEIGHT_OPTIONS = ("decoder", "vqgan", "text_encoder", "tokenizer")
@@ -75,11 +76,12 @@ def add_model(parser: argparse.ArgumentParser, weights: bool = True) -> None:
     )
 
 
-def load(arguments: argparse.Namespace, device: str | None = None) -> Model:
+def load(arguments: argparse.Namespace | Recipe, device: str | None = None) -> Model:
     """The model that the flags ask for.
 
     Args:
-        arguments: of a command with these flags, `dtype` and, unless given here, `device`.
+        arguments: of a command with these flags, `dtype` and, unless given here, `device`; or a recipe,
+            which has the same names.
         device: where to, for commands that cannot be told.
 
     Raises:
@@ -103,7 +105,7 @@ def load(arguments: argparse.Namespace, device: str | None = None) -> Model:
     return load_model(name, dtype=arguments.dtype, device=place, **options)
 
 
-def described(arguments: argparse.Namespace) -> dict[str, Any] | None:
+def described(arguments: argparse.Namespace | Recipe) -> dict[str, Any] | None:
     """What was asked for beside a registered name, ready for JSON; None for nothing."""
     from arkv.registry import names
 
@@ -117,7 +119,7 @@ def described(arguments: argparse.Namespace) -> dict[str, Any] | None:
     return told or None
 
 
-def _given(arguments: argparse.Namespace) -> dict[str, Any]:
+def _given(arguments: argparse.Namespace | Recipe) -> dict[str, Any]:
     values = {name: getattr(arguments, name, None) for name in (*SHAPE_OPTIONS, *WEIGHT_OPTIONS)}
     return {name: value for name, value in values.items() if value is not None}
 

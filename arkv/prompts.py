@@ -3,9 +3,11 @@
 | file | read as | columns or fields |
 |---|---|---|
 | `.jsonl` | GenEval | `prompt` and `tag`; the record goes back to the evaluator |
+| `.jsonl` | records without `tag` | `prompt`, a text or a class; `image_id` or `id`, if there |
 | folder of `.txt` | DPG-Bench | a prompt a file, named after it |
 | `.csv` | COCO captions | `caption` or `prompt`; `image_id` or `id`, if there |
 | `.tsv` | PartiPrompts | `Prompt` |
+| `.parquet` | a table | `caption` or `prompt`; `image_id` or `id`, if there |
 | `.txt` | prompts or classes | one a line; behind a tab, how many pictures of it |
 
 Files are UTF-8, with or without a byte order mark, with either kind of line end. Blank lines are passed over.
@@ -49,18 +51,21 @@ def read_prompts(path: Path) -> tuple[str, list[Prompt]]:
     """Read a list of prompts; the format is recognised by the suffix, a folder is DPG-Bench's.
 
     Returns:
-        The format ("geneval", "dpg", "csv", "tsv" or "txt") and the prompts in the order of the file, those
-        of a folder in the order of their names. Lines of text that have a count come in rounds, the first
-        picture of every line before the second of any: statistics over parts of the list see all classes.
+        The format ("geneval", "jsonl", "dpg", "csv", "tsv", "parquet" or "txt") and the prompts in the order
+        of the file, those of a folder in the order of their names. Lines of text that have a count come in
+        rounds, the first picture of every line before the second of any: statistics over parts of the list
+        see all classes.
 
     Raises:
         ArkvError: there is no such file, its format is none of these, or a line cannot be read.
     """
-    kind = "dpg" if path.is_dir() else path.suffix.lower().removeprefix(".").replace("jsonl", "geneval")
+    kind = "dpg" if path.is_dir() else path.suffix.lower().removeprefix(".")
+    if kind == "jsonl" and _is_geneval(path):
+        kind = "geneval"
     if kind not in READERS:
         what = "no suffix" if not path.suffix else f"the suffix {path.suffix}"
         raise ArkvError(
-            f"cannot tell the format of {path} by {what}: expected .jsonl (GenEval), .csv, .tsv, .txt, or a "
+            f"cannot tell the format of {path} by {what}: expected .jsonl, .csv, .tsv, .parquet, .txt, or a "
             "folder of .txt files (DPG-Bench)"
         )
     prompts = list(READERS[kind](path))
@@ -71,11 +76,7 @@ def read_prompts(path: Path) -> tuple[str, list[Prompt]]:
 
 def _geneval(path: Path) -> Iterator[Prompt]:
     """`evaluation_metadata.jsonl` of github.com/djghosh13/geneval; pictures are numbered by its lines."""
-    for number, (where, line) in enumerate(_lines(path)):
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise ArkvError(f"{where} is not JSON: {error}") from None
+    for number, (where, record) in enumerate(_records(path)):
         for name in ("prompt", "tag"):
             text = record.get(name) if isinstance(record, dict) else None
             if not isinstance(text, str) or not text.strip():
@@ -83,6 +84,29 @@ def _geneval(path: Path) -> Iterator[Prompt]:
                     f'{where} has no text "{name}": expected a record of GenEval, an object a line'
                 )
         yield Prompt(record["prompt"], f"{number:05d}", where, record)
+
+
+def _jsonl(path: Path) -> Iterator[Prompt]:
+    for number, (where, record) in enumerate(_records(path)):
+        prompt = _text_or_class(record.get("prompt")) if isinstance(record, dict) else None
+        if prompt is None:
+            raise ArkvError(f'{where} has no "prompt": expected an object a line with a text or a class')
+        name = next((str(record[name]) for name in NAME_COLUMNS if name in record), f"{number:06d}")
+        yield Prompt(prompt, name, where)
+
+
+def _records(path: Path) -> Iterator[tuple[str, Any]]:
+    for where, line in _lines(path):
+        try:
+            yield where, json.loads(line)
+        except ValueError as error:
+            raise ArkvError(f"{where} is not JSON: {error}") from None
+
+
+def _is_geneval(path: Path) -> bool:
+    """Whether the first record has a tag."""
+    record = next((record for _, record in _records(path)), None)
+    return isinstance(record, dict) and "tag" in record
 
 
 def _dpg(path: Path) -> Iterator[Prompt]:
@@ -146,6 +170,38 @@ def _column(columns: list[str], wanted: tuple[str, ...]) -> int | None:
     return next((columns.index(name) for name in wanted if name in columns), None)
 
 
+def _parquet(path: Path) -> Iterator[Prompt]:
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError:
+        raise ArkvError(f"{path} needs pyarrow: pip install 'arkv[parquet]'") from None
+    try:
+        table = parquet.read_table(path)
+    except (OSError, ArrowException) as error:
+        raise ArkvError(f"cannot read {path}: {' '.join(str(error).split())}") from None
+    columns = [name.casefold() for name in table.column_names]
+    caption, name = _column(columns, CAPTION_COLUMNS), _column(columns, NAME_COLUMNS)
+    if caption is None:
+        raise ArkvError(
+            f"{path} has the columns {', '.join(table.column_names)}: expected one that is named "
+            f"{' or '.join(CAPTION_COLUMNS)}"
+        )
+    names = None if name is None else table.column(name).to_pylist()
+    for number, value in enumerate(table.column(caption).to_pylist()):
+        where = f"{path}, row {number + 1}"
+        prompt = _text_or_class(value)
+        if prompt is None:
+            raise ArkvError(f"{where} has no {columns[caption]}: expected a text or a class")
+        yield Prompt(prompt, f"{number:06d}" if names is None else str(names[number]), where)
+
+
+def _text_or_class(value: object) -> str | int | None:
+    """A prompt, its white space as single spaces; None for what is none."""
+    if isinstance(value, str):
+        return " ".join(value.split()) or None
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
 def _txt(path: Path) -> Iterator[Prompt]:
     lines = []
     for where, line in _lines(path):
@@ -185,8 +241,10 @@ def _text(path: Path) -> str:
 
 READERS: dict[str, Callable[[Path], Iterator[Prompt]]] = {
     "geneval": _geneval,
+    "jsonl": _jsonl,
     "dpg": _dpg,
     "csv": _csv,
     "tsv": _tsv,
+    "parquet": _parquet,
     "txt": _txt,
 }

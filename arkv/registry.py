@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import ast
 import inspect
-import types
 import typing
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 from arkv.errors import ArkvError, CheckpointError, UnknownNameError
+from arkv.fields import fits, wanted
 
 if TYPE_CHECKING:
     import torch
@@ -118,8 +118,8 @@ def _check_parameters(name: str, policy_class: type[CachePolicy], given: dict[st
         if parameter not in known:
             raise UnknownNameError(f"parameter of the policy {name}", parameter, known)
         hint = hints.get(parameter, Any)
-        if not _fits(value, hint):
-            raise ArkvError(f"{name}: {parameter} is {value!r}, expected {_wanted(hint)}")
+        if not fits(value, hint):
+            raise ArkvError(f"{name}: {parameter} is {value!r}, expected {wanted(hint)}")
     missing = [f.name for f in known.values() if f.default is f.default_factory is MISSING]
     if absent := [parameter for parameter in missing if parameter not in given]:
         raise ArkvError(f"the policy {name} needs {' and '.join(absent)}: give it as {name}:{absent[0]}=...")
@@ -288,41 +288,3 @@ def _hints(policy_class: type[CachePolicy]) -> dict[str, Any]:
         return get_type_hints(policy_class)
     except NameError:
         return {}
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value has the type of a dataclass field, as far as a class, union or literal can tell."""
-    origin, parts = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:
-        return True
-    if origin is Literal:
-        return any(type(value) is type(part) and value == part for part in parts)
-    if origin is Annotated:
-        return _fits(value, parts[0])
-    if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, part) for part in parts)
-    if hint is None:
-        return value is None
-    hint = origin or hint
-    if hint is object:
-        return True
-    if isinstance(value, bool) or hint is bool:
-        return isinstance(value, bool) and hint is bool
-    if hint is float:
-        return isinstance(value, (int, float))
-    try:
-        return not isinstance(hint, type) or isinstance(value, hint)
-    except TypeError:  # a protocol, for instance: nobody can say
-        return True
-
-
-def _wanted(hint: Any) -> str:
-    """A type as an error message names it."""
-    origin, parts = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal:
-        return f"one of {', '.join(map(repr, parts))}" if len(parts) > 1 else repr(parts[0])
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(map(_wanted, parts))
-    if hint in (None, types.NoneType):
-        return "None"
-    return hint.__name__ if isinstance(hint, type) and origin is None else str(hint)

@@ -184,6 +184,7 @@ UNDOCUMENTED = {
         "checkpoint",
         "cli",
         "demo",
+        "fields",
         "figure",
         "files",
         "inspection_figure",

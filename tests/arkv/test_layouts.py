@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
+import tarfile
 import tracemalloc
 import zipfile
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy
@@ -18,7 +21,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from arkv.errors import ArkvError
-from arkv.layouts import LAYOUTS, write_npz
+from arkv.job import Job, picture_seed
+from arkv.layouts import LAYOUTS, Picture, PictureFile, write_npz
 from arkv.prompts import Prompt
 
 
@@ -34,28 +38,49 @@ def picture(value: int, size: tuple[int, int] = (4, 4)) -> Image.Image:
 
 
 def lay_out(name: str, items: list[Prompt], samples: int, folder: Path) -> None:
-    """As a job does it; picture n is filled with the value n."""
+    """As a job does it, in another order; picture n is filled with the value n."""
     layout = LAYOUTS[name]
     layout.check(items, samples)
-    files = layout.files(items, samples)
+    files = Job(items, name, samples).files
     for file, content in layout.beside(items).items():
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         (folder / file).write_bytes(content)
     for file in files:
         (folder / file.file).parent.mkdir(parents=True, exist_ok=True)
-        layout.compose([picture(number) for number in file.pictures]).save(folder / file.file)
-    layout.finish(folder, files, None)
+        (folder / file.file).write_bytes(
+            layout.content(drawn(name, items, samples, file), {"policy": "none"})
+        )
+    layout.finish(folder, sorted(files, key=lambda file: file.pictures), None)
+
+
+def drawn(name: str, items: list[Prompt], samples: int, file: PictureFile) -> list[Picture]:
+    job = Job(items, name, samples)
+    return [
+        Picture(number, picture(number % 256), job.prompt(number), job.picture_seed(number))
+        for number in file.pictures
+    ]
 
 
 @pytest.mark.parametrize("name", sorted(LAYOUTS))
-@given(count=st.integers(1, 20), samples=st.integers(1, 4))
-def test_every_picture_has_one_place_in_order(name: str, count: int, samples: int) -> None:
-    files = LAYOUTS[name].files(prompts(count), samples)
-    assert [number for file in files for number in file.pictures] == list(range(count * samples))
-    assert len({file.file for file in files}) == len(files)
-    assert Counter(file.prompt for file in files for _ in file.pictures) == dict.fromkeys(
-        range(count), samples
-    )
+@given(count=st.integers(1, 20), samples=st.integers(1, 4), batch_size=st.integers(1, 50))
+def test_every_picture_has_one_place_and_every_file_one_unit(
+    name: str, count: int, samples: int, batch_size: int
+) -> None:
+    items = [replace(item, prompt="p" * (i * 7 % 5 + 1)) for i, item in enumerate(prompts(count))]
+    job = Job(items, name, samples)
+    numbers = [number for file in job.files for number in file.pictures]
+    assert numbers == job.order
+    assert sorted(numbers) == list(range(count * samples))
+    assert len({file.file for file in job.files}) == len(job.files)
+    shown = Counter(job.prompt(number).name for number in numbers)
+    assert shown == dict.fromkeys((item.name for item in items), samples)
+    lengths = [len(job.prompt(number).prompt) for number in numbers]
+    assert lengths == sorted(lengths, reverse=True), "the longest first"
+    assert [file for unit in job.units(batch_size) for file in unit] == job.files
+    for unit in job.units(batch_size):
+        assert len(unit) == 1 or sum(len(file.pictures) for file in unit) <= batch_size
+    if name == "dpg":
+        assert all(len({job.prompt(number).name for number in file.pictures}) == 1 for file in job.files)
 
 
 def test_geneval_finds_records_and_samples(tmp_path: Path) -> None:
@@ -90,11 +115,67 @@ def test_dpg_bench_cuts_out_the_samples(samples: int, tmp_path: Path) -> None:
 
 
 def test_every_part_of_a_flat_folder_shows_all_prompts() -> None:
-    """An inception score is taken over parts of consecutive pictures."""
-    files = LAYOUTS["npz"].files(prompts(10), 5)
+    """An inception score is taken over parts of consecutive pictures, by their names."""
+    job = Job(prompts(10), "npz", 5)
+    files = sorted(job.files, key=lambda file: file.file)
+    assert [file.pictures for file in files] == [(number,) for number in range(50)]
     for start in range(0, 50, 10):
-        assert sorted(file.prompt for file in files[start : start + 10]) == list(range(10))
+        shown = {job.prompt(number).name for file in files[start : start + 10] for number in file.pictures}
+        assert len(shown) == 10
     assert [file.file for file in files[:2]] == ["000000.png", "000001.png"]
+
+
+def test_a_webdataset_has_pictures_texts_and_how_they_were_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("arkv.layouts.SHARD", 4)
+    items = [*prompts(2), Prompt(207, "207", "line 3")]
+    lay_out("webdataset", items, 2, tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["000000.tar", "000001.tar"]
+    samples: dict[str, dict[str, bytes]] = {}
+    for shard in sorted(tmp_path.iterdir()):
+        with tarfile.open(shard) as archive:
+            for member in archive:
+                key, _, suffix = member.name.partition(".")
+                found = archive.extractfile(member)
+                assert found is not None
+                samples.setdefault(key, {})[suffix] = found.read()
+                assert (member.mtime, member.uid, member.uname) == (0, 0, "")
+    assert len(samples) == 6
+    for key, sample in samples.items():
+        number = int(key)
+        job = Job(items, "webdataset", 2)
+        assert Image.open(io.BytesIO(sample["png"])).getpixel((0, 0))[0] == number
+        told = json.loads(sample["json"])
+        assert told["seed"] == job.picture_seed(number)
+        assert told["policy"] == "none"
+        text = sample["cls" if number % 3 == 2 else "txt"].decode()
+        assert text == str(items[number % 3].prompt) == str(told["prompt"])
+
+
+def test_a_table_is_one_that_datasets_would_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    monkeypatch.setattr("arkv.layouts.SHARD", 4)
+    lay_out("parquet", prompts(3), 2, tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["000000.parquet", "000001.parquet"]
+    rows = [row for shard in sorted(tmp_path.iterdir()) for row in parquet.read_table(shard).to_pylist()]
+    assert [row["number"] for row in rows] == Job(prompts(3), "parquet", 2).order
+    for row in rows:
+        assert row["prompt"] == f"prompt {row['number'] % 3}"
+        assert row["seed"] == picture_seed(0, row["number"])
+        assert row["image"]["path"] == f"{row['number']:09d}.png"
+        assert Image.open(io.BytesIO(row["image"]["bytes"])).getpixel((0, 0))[0] == row["number"]
+    metadata = parquet.read_schema(tmp_path / "000000.parquet").metadata
+    assert json.loads(metadata[b"huggingface"])["info"]["features"]["image"] == {"_type": "Image"}
+    assert json.loads(metadata[b"arkv"]) == {"policy": "none"}
+
+
+@pytest.mark.parametrize("name", sorted(LAYOUTS))
+def test_the_same_pictures_are_the_same_file(name: str) -> None:
+    items = prompts(2)
+    file = Job(items, name, 2).files[0]
+    one, two = (LAYOUTS[name].content(drawn(name, items, 2, file), {"a": "b"}) for _ in range(2))
+    assert one == two
 
 
 def test_npz_is_what_numpy_would_write(tmp_path: Path) -> None:
@@ -176,4 +257,4 @@ def test_what_an_evaluator_could_not_read_is_refused(
 
 def test_dpg_bench_takes_squares_only() -> None:
     with pytest.raises(ArkvError, match="the pictures are 6 x 4"):
-        LAYOUTS["dpg"].compose([picture(0, (6, 4))])
+        LAYOUTS["dpg"].content([Picture(0, picture(0, (6, 4)), prompts(1)[0], 0)], {})

@@ -72,6 +72,40 @@ def test_parti_prompts_have_tabs(tmp_path: Path) -> None:
     assert read(tmp_path / "PartiPrompts.tsv", content) == ["an owl, a fish"]
 
 
+def test_records_have_texts_or_classes(tmp_path: Path) -> None:
+    records = [{"prompt": " a  red\ncircle ", "id": 17}, {"prompt": 207}, {"prompt": "x", "image_id": "y"}]
+    kind, prompts = read_prompts(write(tmp_path / "p.jsonl", "\n".join(map(json.dumps, records))))
+    assert kind == "jsonl"
+    assert [(each.prompt, each.name) for each in prompts] == [
+        ("a red circle", "17"),
+        (207, "000001"),
+        ("x", "y"),
+    ]
+    assert all(each.record is None for each in prompts)
+
+
+def test_a_table_has_prompts_in_a_column(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "p.parquet"
+    parquet.write_table(pyarrow.table({"ID": [3, 4], "Caption": ["a  b", "c"]}), path)
+    kind, prompts = read_prompts(path)
+    assert kind == "parquet"
+    assert [(each.prompt, each.name) for each in prompts] == [("a b", "3"), ("c", "4")]
+    assert prompts[1].where == f"{path}, row 2"
+    parquet.write_table(pyarrow.table({"prompt": [5, 6]}), path)
+    assert [(each.prompt, each.name) for each in read_prompts(path)[1]] == [(5, "000000"), (6, "000001")]
+    parquet.write_table(pyarrow.table({"prompt": ["a", None]}), path)
+    with pytest.raises(ArkvError, match="row 2 has no prompt"):
+        read_prompts(path)
+    parquet.write_table(pyarrow.table({"text": ["a"]}), path)
+    with pytest.raises(ArkvError, match="has the columns text: expected one that is named caption or prompt"):
+        read_prompts(path)
+    path.write_bytes(b"x")
+    with pytest.raises(ArkvError, match="cannot read"):
+        read_prompts(path)
+
+
 def test_lines_of_text_are_prompts_or_classes(tmp_path: Path) -> None:
     content = "\ufeffa red circle\r\n\r\n207\r\n golden retriever \r\n207\r\na line\u2028of one\r\n"
     wanted = ["a red circle", 207, "golden retriever", 207, "a line\u2028of one"]
@@ -86,9 +120,11 @@ def test_counts_come_in_rounds(tmp_path: Path) -> None:
 
 BAD = {
     "no json": ("p.jsonl", json.dumps(BENCH) + "\n{oops\n", "line 2 is not JSON"),
-    "json that is no object": ("p.jsonl", "[1]\n", 'line 1 has no text "prompt"'),
+    "json that is no object": ("p.jsonl", "[1]\n", 'line 1 has no "prompt"'),
     "record without prompt": ("p.jsonl", '\n{"tag": "x"}\n', 'line 2 has no text "prompt"'),
-    "record without tag": ("p.jsonl", '{"prompt": "x"}\n', 'line 1 has no text "tag"'),
+    "record without tag": ("p.jsonl", '{"tag": "x", "prompt": "x"}\n{"prompt": "x"}', 'no text "tag"'),
+    "record with no prompt": ("p.jsonl", '{"caption": "x"}\n', 'line 1 has no "prompt"'),
+    "record with an empty prompt": ("p.jsonl", '{"prompt": "x"}\n{"prompt": " "}', 'line 2 has no "prompt"'),
     "prompt that is no text": ("p.jsonl", '{"prompt": 3, "tag": "x"}', 'line 1 has no text "prompt"'),
     "no caption column": ("p.csv", "id,text\n1,a\n", "line 1 has the columns id, text: expected one"),
     "comma without quotes": (
@@ -105,7 +141,7 @@ BAD = {
     "header only": ("p.csv", "caption\n", "has no prompts in it"),
     "empty file": ("p.csv", "", "has no prompts in it"),
     "no UTF-8": ("p.txt", b"a\nb\xff\n", "line 2 is not UTF-8"),
-    "unknown suffix": ("p.parquet", "", "by the suffix .parquet"),
+    "unknown suffix": ("p.yaml", "", "by the suffix .yaml"),
     "no suffix": ("prompts", "a\n", "by no suffix"),
 }
 

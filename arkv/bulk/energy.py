@@ -1,0 +1,40 @@
+"""Energy that the GPUs of this machine use, where NVIDIA's library is installed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def energy_used() -> Iterator[Callable[[], float | None]]:
+    """Within, count what all GPUs use.
+
+    Yields:
+        A function that gives the joules since the beginning; None where nobody can say.
+    """
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+    except Exception:  # not installed, or no driver: each is said in another way
+        yield lambda: None
+        return
+    try:
+        devices = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+
+        def read() -> float | None:
+            try:  # millijoules since the driver was loaded; from Volta on
+                return sum(pynvml.nvmlDeviceGetTotalEnergyConsumption(each) for each in devices) / 1000
+            except pynvml.NVMLError:
+                return None
+
+        before = read()
+
+        def used() -> float | None:
+            now = read()
+            return None if before is None or now is None else now - before
+
+        yield used
+    finally:
+        pynvml.nvmlShutdown()

@@ -1,0 +1,246 @@
+"""The folder that a job is drawn into: which files are done, who works in it, and what is wrong with it."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from arkv.bulk.log import read_events
+from arkv.errors import ArkvError
+from arkv.files import write_whole
+from arkv.job import Job
+from arkv.journal import Journal, check_settings, read_journal
+from arkv.layouts import PictureFile
+
+INDEX = "index.jsonl"
+LOG = "log.jsonl"
+READERS = 8
+
+
+class Folder:
+    """A job's files and the index of those that are done, which says what is there.
+
+    Every process that writes has an index of its own, `index.jsonl` or `index-00001.jsonl` and so on, and
+    appends to it when a file is on the disk. What counts is in any of them. At the end there is one.
+
+    Args:
+        path: of the folder, which is made if it is missing.
+        job: what is drawn.
+        account: what two runs must have in common beside the job; ready for JSON.
+        facts: what else the index says of the run that began it; ready for JSON.
+        part: number of the index that is written to.
+
+    Attributes:
+        rows: what is done, by file.
+        run: what the index says of the run that began it.
+
+    Raises:
+        ArkvError: the folder holds something else, was begun with other settings, or cannot be written.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        job: Job,
+        account: Mapping[str, Any],
+        facts: Mapping[str, Any],
+        part: int = 0,
+    ) -> None:
+        check_folder(path)
+        self.path, self.job = path, job
+        settings = {**job.settings, **account}
+        self._journal = Journal(path / part_name(part), settings, facts, key="file")
+        self.run = self._journal.run
+        self.rows: dict[str, dict[str, Any]] = {}
+        self._read: dict[Path, int] = {}
+        for other in parts(path):
+            run, rows, self._read[other] = read_journal(other, "file")
+            check_settings(other, run, settings)
+            self.rows |= rows
+        for name, content in job.placing.beside(job.prompts).items():
+            if not (path / name).exists():
+                write_whole({path / name: content})
+
+    def missing(self) -> list[PictureFile]:
+        """The files that are yet to be drawn, in order. One that was deleted or cut short is."""
+        return [file for file in self.job.files if not _is_there(self.path, self.rows.get(file.file))]
+
+    def verify(self) -> list[str]:
+        """Compare every file with its hash, and forget those that differ.
+
+        Returns:
+            The names of those.
+        """
+
+        def differs(row: Mapping[str, Any]) -> bool:
+            if not _is_there(self.path, row):
+                return True
+            if "sha256" not in row:
+                return False
+            return hashlib.sha256((self.path / row["file"]).read_bytes()).hexdigest() != row["sha256"]
+
+        rows = list(self.rows.values())
+        with ThreadPoolExecutor(READERS) as pool:
+            bad = [row["file"] for row, wrong in zip(rows, pool.map(differs, rows), strict=True) if wrong]
+        for name in bad:
+            del self.rows[name]
+        return bad
+
+    def write(self, file: PictureFile, content: bytes | None, row: Mapping[str, Any]) -> None:
+        """Write a file and then its line, so that a line never speaks of a file that is not there.
+
+        Raises:
+            ArkvError: one cannot be written.
+        """
+        if content is not None:
+            write_whole({self.path / file.file: content})
+        if self.rows.get(file.file) != row:
+            self._journal.append(row)
+            self.rows[file.file] = dict(row)
+
+    def refresh(self) -> int:
+        """Take in what other processes have finished meanwhile.
+
+        Returns:
+            Pictures.
+        """
+        count = 0
+        for other in parts(self.path):
+            if other == self._journal.path:
+                continue
+            rows, self._read[other] = read_events(other, self._read.get(other, 0))
+            for row in rows:
+                if "file" in row and self.rows.get(row["file"]) != row:
+                    self.rows[row["file"]] = row
+                    count += len(row["pictures"])
+        return count
+
+    def merge(self) -> None:
+        """Make one index of all, in the order of the pictures' numbers; nobody else may be writing.
+
+        Raises:
+            ArkvError: it cannot be written.
+        """
+        ordered = sorted(self.rows.values(), key=lambda row: min(row["pictures"]))
+        others = [path for path in parts(self.path) if path != self._journal.path]
+        if others or ordered != list(self._journal.rows.values()):
+            self._journal.replace(ordered)
+        for path in others:
+            with suppress(OSError):
+                path.unlink()
+
+    def failures(self) -> dict[int, str]:
+        """Why there is no picture, by number."""
+        return {
+            int(number): reason
+            for row in self.rows.values()
+            for number, reason in row.get("failed", {}).items()
+        }
+
+    def finish(self) -> None:
+        """Write what is made of all pictures.
+
+        Raises:
+            ArkvError: a picture is lacking, or a file cannot be read or written.
+        """
+        done = [file for file in self.job.files if "sha256" in self.rows[file.file]]
+        self.job.placing.finish(self.path, sorted(done, key=lambda file: file.pictures), self.job.npz_side)
+
+
+class InUse:
+    """Holds a folder while it is worked in, until it is released or the process ends.
+
+    Args:
+        path: of the folder, which is made if it is missing.
+        shared: whether other workers may hold it, too.
+
+    Raises:
+        ArkvError: somebody else holds it, or it cannot be made.
+    """
+
+    def __init__(self, path: Path, shared: bool = False) -> None:
+        self._path, self._made = path, not path.exists()
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._descriptor = os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise ArkvError(f"cannot write {path}: {error.strerror}") from None
+        try:
+            self.hold(shared)
+        except ArkvError:
+            self.release()
+            raise
+
+    def hold(self, shared: bool) -> None:
+        """Hold it for oneself, or together with others.
+
+        Raises:
+            ArkvError: somebody else holds it.
+        """
+        try:
+            import fcntl
+        except ImportError:  # not on this system
+            return
+        try:
+            fcntl.flock(self._descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except OSError as error:
+            # A file system without locks is no reason to stop.
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                raise ArkvError(f"another run is drawing into {self._path}: wait for its end") from None
+
+    def release(self) -> None:
+        """Let others in. A folder that was made and has nothing in it is gone again."""
+        os.close(self._descriptor)
+        if self._made:
+            with suppress(OSError):
+                self._path.rmdir()
+
+    def __enter__(self) -> InUse:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+def part_name(part: int) -> str:
+    """Name of the index that a worker writes."""
+    return INDEX if part == 0 else f"index-{part:05d}.jsonl"
+
+
+def parts(path: Path) -> list[Path]:
+    """The indexes of a folder that are there."""
+    return sorted(found for found in path.glob("index*.jsonl") if found.name == INDEX or found.name[5] == "-")
+
+
+def check_folder(path: Path) -> None:
+    """Find out whether a folder can hold a job, before anything is loaded.
+
+    Raises:
+        ArkvError: it is a file, or holds what no job has written, which an evaluator would count as well.
+    """
+    if path.exists() and not path.is_dir():
+        raise ArkvError(f"cannot write {path}: expected a folder, and it is a file")
+    if path.is_dir() and not parts(path) and any(p.name[0] != "." for p in path.iterdir()):
+        raise ArkvError(f"{path} is not empty and has no {INDEX} of an earlier run: take another folder")
+
+
+def units_with(units: Iterable[Sequence[PictureFile]], missing: Iterable[PictureFile]) -> list[int]:
+    """Which of a job's units have files among the missing."""
+    names = {file.file for file in missing}
+    return [number for number, unit in enumerate(units) if any(file.file in names for file in unit)]
+
+
+def _is_there(out: Path, row: Mapping[str, Any] | None) -> bool:
+    """Whether a file is done, or none of its pictures could be drawn."""
+    if row is None:
+        return False
+    try:
+        return "bytes" not in row or (out / row["file"]).stat().st_size == row["bytes"]
+    except (OSError, KeyError):
+        return False

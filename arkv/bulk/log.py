@@ -1,0 +1,79 @@
+"""What happened in a run, as JSON lines."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+
+class EventLog:
+    """A file that workers append to; a line says when, who and what.
+
+    Args:
+        path: the file; None to write nothing.
+        worker: number of the process that writes.
+    """
+
+    def __init__(self, path: Path | None, worker: int = 0) -> None:
+        self.path, self.worker = path, worker
+
+    def write(self, event: str, **facts: Any) -> None:
+        """Add a line.
+
+        Args:
+            event: its name.
+            facts: what there is to say; ready for JSON.
+        """
+        now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+        self.add([{"time": now, "worker": self.worker, "event": event, **facts}])
+
+    def add(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Add lines as they are."""
+        if self.path is None or not lines:
+            return
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        # A log that cannot be written must not stop what it tells of. Workers share the file: one write.
+        with suppress(OSError):
+            descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            try:
+                os.write(descriptor, text.encode())
+            finally:
+                os.close(descriptor)
+
+
+class EventList(EventLog):
+    """Events that somebody else writes down."""
+
+    def __init__(self) -> None:
+        super().__init__(None, os.getpid())
+        self._lines: list[Mapping[str, Any]] = []
+
+    def add(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Keep them."""
+        self._lines += lines
+
+    def take(self) -> list[Mapping[str, Any]]:
+        """Those since the last time."""
+        taken, self._lines = self._lines, []
+        return taken
+
+
+def read_events(path: Path, start: int = 0) -> tuple[list[dict[str, Any]], int]:
+    """The complete lines of a log from some byte on, and the byte behind them."""
+    try:
+        with path.open("rb") as file:
+            file.seek(start)
+            content = file.read()
+    except FileNotFoundError:
+        return [], start
+    complete = content.rfind(b"\n") + 1
+    events = []
+    for line in content[:complete].splitlines():
+        with suppress(ValueError):  # somebody was killed while writing it
+            events.append(json.loads(line))
+    return events, start + complete

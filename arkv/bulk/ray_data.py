@@ -1,0 +1,158 @@
+"""A job on a cluster: Ray Data moves units from actors that draw to those that make files, and retries.
+
+The driver writes the files, so the workers need no file system in common. Ray starts actors again that die,
+and holds back those that draw faster than the files are written.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy
+import torch
+
+from arkv.bulk.folder import LOG, units_with
+from arkv.bulk.log import EventList, EventLog
+from arkv.bulk.worker import Drawn, develop
+from arkv.errors import ArkvError
+
+if TYPE_CHECKING:
+    from arkv.bulk.folder import Folder, InUse
+    from arkv.bulk.run import Prepared
+    from arkv.model import Model
+
+BLOCKS = 2000
+"""Parts at most that Ray deals out; a part is drawn again if its actor dies."""
+
+Batch = dict[str, Any]
+"""Columns by name, as Ray hands rows over: an array or a list each."""
+
+
+def draw(prepared: Prepared, folder: Folder, held: InUse) -> Iterator[int]:
+    """Draw what is missing on a cluster.
+
+    Args:
+        prepared: what to draw.
+        folder: where to.
+        held: stays with the driver, which alone writes.
+
+    Yields:
+        Numbers of pictures that are done.
+
+    Raises:
+        ArkvError: Ray is not installed, or a worker failed again and again.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise ArkvError("the engine ray needs Ray: pip install 'arkv[ray]'") from None
+    description = prepared.description
+    missing = folder.missing()
+    wanted = units_with(prepared.units(), missing)
+    if not wanted:
+        return
+    files, log = {file.file: file for file in missing}, EventLog(prepared.out / LOG)
+    gpus = 0 if description.recipe.device == "cpu" else 1
+    was_there = ray.is_initialized()
+    if not was_there:
+        ray.init(address=description.address, log_to_driver=False, configure_logging=False)
+    workers = description.workers or max(1, int(ray.cluster_resources().get("GPU" if gpus else "CPU", 1)))
+    shared = ray.put(prepared)
+    try:
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        units = ray.data.from_items(
+            [{"unit": number} for number in wanted], override_num_blocks=min(len(wanted), BLOCKS)
+        )
+        files_of = units.map_batches(
+            DrawActor,
+            fn_constructor_args=(shared, description.pixel_workers == 0),
+            batch_size=1,
+            concurrency=min(workers, len(wanted)),
+            num_gpus=gpus,
+            num_cpus=1,
+        )
+        if description.pixel_workers:
+            files_of = files_of.map_batches(
+                DevelopActor,
+                fn_constructor_args=(shared,),
+                batch_size=1,
+                concurrency=description.pixel_workers,
+                num_cpus=1,
+            )
+        for row in files_of.iter_rows():
+            if row["file"] in files:
+                told = json.loads(row["row"])
+                log.add(json.loads(row["events"]))
+                folder.write(files[row["file"]], row["content"] if "sha256" in told else None, told)
+                yield len(told["pictures"])
+    except ray.exceptions.RayError as error:
+        raise ArkvError(f"Ray gave up: {' '.join(str(error).split())[-500:]}") from error
+    finally:
+        if not was_there:
+            ray.shutdown()
+
+
+class DrawActor:
+    """Holds a decoder and draws one unit after the other.
+
+    Args:
+        shared: Ray's reference to what is prepared.
+        develops: whether it also makes the files.
+    """
+
+    def __init__(self, shared: Any, develops: bool) -> None:
+        import ray
+
+        self._prepared: Prepared = ray.get(shared)
+        self._units = self._prepared.units()
+        self._decoder = self._prepared.description.recipe.load_decoder()
+        self._events = EventList()
+        self._worker = self._prepared.worker(self._decoder, log=self._events)
+        self._develops = develops
+
+    def __call__(self, batch: Batch) -> Batch:
+        """A unit's number to its tokens, or to its files."""
+        (number,) = batch["unit"].tolist()
+        drawn, events = self._worker.draw(self._units[number]), self._events.take()
+        if self._develops:
+            return _files(self._prepared, self._decoder.model, number, drawn, events)
+        told = {"numbers": list(drawn.tokens), "failed": drawn.failed, "events": events}
+        tokens = [each.numpy().tobytes() for each in drawn.tokens.values()]
+        return {"unit": [number], "tokens": [b"".join(tokens)], "told": [json.dumps(told)]}
+
+
+class DevelopActor:
+    """Makes files of tokens, where there may be no GPU.
+
+    Args:
+        shared: Ray's reference to what is prepared.
+    """
+
+    def __init__(self, shared: Any) -> None:
+        import ray
+
+        self._prepared: Prepared = ray.get(shared)
+        self._model = self._prepared.description.recipe.load_model("cpu")
+
+    def __call__(self, batch: Batch) -> Batch:
+        """A unit's tokens to its files."""
+        (number,), (tokens,), (text,) = batch["unit"].tolist(), batch["tokens"], batch["told"]
+        told = json.loads(text)
+        rows = torch.from_numpy(numpy.frombuffer(tokens, numpy.int64).copy())
+        by_number = dict(zip(told["numbers"], rows.view(len(told["numbers"]), -1), strict=True))
+        failed = {int(picture): reason for picture, reason in told["failed"].items()}
+        return _files(self._prepared, self._model, number, Drawn(by_number, failed), told["events"])
+
+
+def _files(prepared: Prepared, model: Model, number: int, drawn: Drawn, events: list[Any]) -> Batch:
+    unit = prepared.units()[number]
+    made = list(develop(model, prepared.job, prepared.texts, unit, drawn))
+    return {
+        "file": [file.file for file, _, _ in made],
+        "content": [content or b"" for _, content, _ in made],
+        "row": [json.dumps(row) for _, _, row in made],
+        "events": [json.dumps(events if place == 0 else []) for place in range(len(made))],
+    }

@@ -1,0 +1,158 @@
+"""Draws parts of a job with one model: tokens first, then files."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from arkv.bulk.log import EventLog
+from arkv.decoder import Decoder, Statistics, images
+from arkv.errors import NumericalError, PromptError, is_out_of_memory
+from arkv.job import Job
+from arkv.layouts import Picture, PictureFile
+from arkv.model import Model
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The tokens of some pictures.
+
+    Attributes:
+        tokens: int64 `[N]` by number of the picture.
+        failed: why there are none, by number of the picture.
+    """
+
+    tokens: dict[int, Tensor]
+    failed: dict[int, str]
+
+
+class Worker:
+    """Draws a job's units, and goes on where a picture or the memory fails.
+
+    Args:
+        decoder: model and policy.
+        job: what is drawn.
+        sampling: how tokens are drawn, as `decoder.generate` takes it.
+        batch_size: pictures decoded at a time.
+        log: is told of every batch and of what fails.
+
+    Attributes:
+        stats: of the batches so far.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        job: Job,
+        sampling: Mapping[str, Any],
+        batch_size: int,
+        log: EventLog,
+    ) -> None:
+        self._decoder, self._job, self._sampling, self._log = decoder, job, sampling, log
+        self._size = min(batch_size, job.pictures)
+        self.stats: list[Statistics] = []
+
+    def draw(self, unit: Sequence[PictureFile]) -> Drawn:
+        """Sample the tokens of all pictures of a unit.
+
+        Raises:
+            ArkvError: as `Decoder.generate`, but for what is wrong with single pictures.
+        """
+        numbers = [number for file in unit for number in file.pictures]
+        drawn = Drawn({}, {})
+        size = self._size  # batches lie where they lie, even if memory has run short meanwhile
+        for start in range(0, len(numbers), size):
+            self._batch(numbers[start : start + size], drawn)
+        return drawn
+
+    def _batch(self, numbers: Sequence[int], drawn: Drawn) -> None:
+        if len(numbers) > self._size:
+            self._halves(numbers, drawn)
+            return
+        rows = list(numbers)
+        if self._decoder.compile != "none":
+            # A short batch is filled up: a shape of its own would be compiled anew.
+            rows += [rows[-1]] * (self._size - len(rows))
+        try:
+            result = self._decoder.generate(
+                [self._job.prompt(number).prompt for number in rows],
+                seeds=[self._job.picture_seed(number) for number in rows],
+                pixels=False,
+                **self._sampling,
+            )
+        except (PromptError, NumericalError) as error:
+            if len(numbers) == 1:
+                drawn.failed[numbers[0]] = str(error)
+                prompt = self._job.prompt(numbers[0])
+                self._log.write("failed", picture=numbers[0], where=prompt.where, reason=str(error))
+                return
+        except Exception as error:
+            if len(numbers) == 1 or not is_out_of_memory(error):
+                raise
+            self._size = (len(numbers) + 1) // 2
+            self._log.write("out of memory", pictures=len(numbers), batch_size=self._size, reason=str(error))
+        else:
+            tokens = result.tokens[: len(numbers)]
+            drawn.tokens.update(zip(numbers, tokens, strict=True))
+            stats = replace(result.stats, pictures=len(tokens), tokens=tokens.numel())
+            self.stats.append(stats)
+            self._log.write("batch", pictures=stats.pictures, tokens=stats.tokens, seconds=stats.seconds)
+            return
+        # Behind the handlers, because an exception keeps the tensors alive that memory lacks.
+        gc.collect()
+        if self._decoder.model.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self._halves(numbers, drawn)
+
+    def _halves(self, numbers: Sequence[int], drawn: Drawn) -> None:
+        middle = (len(numbers) + 1) // 2
+        self._batch(numbers[:middle], drawn)
+        self._batch(numbers[middle:], drawn)
+
+
+def develop(
+    model: Model, job: Job, texts: Mapping[str, str], unit: Sequence[PictureFile], drawn: Drawn
+) -> Iterator[tuple[PictureFile, bytes | None, dict[str, Any]]]:
+    """The files of a unit and their lines in the index.
+
+    Args:
+        model: makes pixels of tokens.
+        job: what was drawn.
+        texts: for every file, beside prompt and seed.
+        unit: its files.
+        drawn: the tokens of their pictures.
+
+    Yields:
+        A file, its content or, if no picture of it could be drawn, None, and its row.
+    """
+    numbers = list(drawn.tokens)
+    pixels = images(model, torch.stack([drawn.tokens[number] for number in numbers])) if numbers else []
+    image_of = dict(zip(numbers, pixels, strict=True))
+    for file in unit:
+        pictures = [
+            Picture(number, image_of[number], job.prompt(number), job.picture_seed(number))
+            for number in file.pictures
+            if number in image_of
+        ]
+        prompts = [job.prompt(number) for number in file.pictures]
+        row: dict[str, Any] = {
+            "file": file.file,
+            "pictures": list(file.pictures),
+            "seeds": [job.picture_seed(number) for number in file.pictures],
+        }
+        if len({prompt.name for prompt in prompts}) == 1:
+            row |= {"prompt": prompts[0].prompt, "name": prompts[0].name}
+        failed = {str(number): drawn.failed[number] for number in file.pictures if number in drawn.failed}
+        if failed:
+            row["failed"] = failed
+        content = None
+        if pictures and (not failed or job.placing.takes_some):
+            content = job.placing.content(pictures, texts)
+            row |= {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        yield file, content, row
