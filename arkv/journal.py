@@ -55,20 +55,20 @@ class Journal:
         except OSError as error:
             raise ArkvError(f"cannot write {path}: {error.strerror}") from None
 
-    def append(self, row: Mapping[str, Any]) -> None:
-        """Write a row, and have it on the disk before anything else is done.
+    def append(self, *rows: Mapping[str, Any]) -> None:
+        """Write rows, and have them on the disk before anything else is done.
 
         Raises:
             ArkvError: it cannot be written.
         """
         try:
             with self.path.open("ab") as file:
-                file.write(_line(row))
+                file.write(b"".join(map(_line, rows)))
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
             raise ArkvError(f"cannot write {self.path}: {error.strerror}") from None
-        self.rows[row[self._key]] = dict(row)
+        self.rows |= {row[self._key]: dict(row) for row in rows}
 
     def replace(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Put other rows in place of those there are, all of them or, if that fails, none.

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,21 @@ from arkv.layouts import PictureFile
 INDEX = "index.jsonl"
 LOG = "log.jsonl"
 READERS = 8
+
+
+@dataclass(frozen=True)
+class Made:
+    """A file that is to be written.
+
+    Attributes:
+        file: its name.
+        content: its bytes; None if no picture for it could be drawn.
+        row: its line in the index.
+    """
+
+    file: str
+    content: bytes | None
+    row: dict[str, Any]
 
 
 class Folder:
@@ -69,7 +85,7 @@ class Folder:
 
     def missing(self) -> list[PictureFile]:
         """The files that are yet to be drawn, in order. One that was deleted or cut short is."""
-        return [file for file in self.job.files if not _is_there(self.path, self.rows.get(file.file))]
+        return [file for file in self.job.files if not self.has(file.file)]
 
     def verify(self) -> list[str]:
         """Compare every file with its hash, and forget those that differ.
@@ -92,17 +108,29 @@ class Folder:
             del self.rows[name]
         return bad
 
-    def write(self, file: PictureFile, content: bytes | None, row: Mapping[str, Any]) -> None:
-        """Write a file and then its line, so that a line never speaks of a file that is not there.
+    def write(self, made: Iterable[Made]) -> int:
+        """Write files and then their lines, so that a line never speaks of a file that is not there.
+
+        Args:
+            made: what there is of a unit; files that are done already are left alone.
+
+        Returns:
+            Pictures that are done now and were not before.
 
         Raises:
             ArkvError: one cannot be written.
         """
-        if content is not None:
-            write_whole({self.path / file.file: content})
-        if self.rows.get(file.file) != row:
-            self._journal.append(row)
-            self.rows[file.file] = dict(row)
+        new = [each for each in made if not self.has(each.file)]
+        write_whole({self.path / each.file: each.content for each in new if each.content is not None})
+        # A file that was deleted has its line already.
+        if rows := [each.row for each in new if self.rows.get(each.file) != each.row]:
+            self._journal.append(*rows)
+            self.rows |= {row["file"]: row for row in rows}
+        return sum(len(each.row["pictures"]) for each in new)
+
+    def has(self, file: str) -> bool:
+        """Whether a file is done."""
+        return _is_there(self.path, self.rows.get(file))
 
     def refresh(self) -> int:
         """Take in what other processes have finished meanwhile.

@@ -7,13 +7,14 @@ and holds back those that draw faster than the files are written.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy
 import torch
 
-from arkv.bulk.folder import LOG, units_with
+from arkv.bulk.folder import LOG, Made, units_with
 from arkv.bulk.log import EventList, EventLog
 from arkv.bulk.worker import Drawn, develop
 from arkv.errors import ArkvError
@@ -49,45 +50,44 @@ def draw(prepared: Prepared, folder: Folder, held: InUse) -> Iterator[int]:
     except ImportError:
         raise ArkvError("the engine ray needs Ray: pip install 'arkv[ray]'") from None
     description = prepared.description
-    missing = folder.missing()
-    wanted = units_with(prepared.units(), missing)
+    wanted = units_with(prepared.units(), folder.missing())
     if not wanted:
         return
-    files, log = {file.file: file for file in missing}, EventLog(prepared.out / LOG)
+    log = EventLog(prepared.out / LOG)
     gpus = 0 if description.recipe.device == "cpu" else 1
     was_there = ray.is_initialized()
     if not was_there:
         ray.init(address=description.address, log_to_driver=False, configure_logging=False)
     workers = description.workers or max(1, int(ray.cluster_resources().get("GPU" if gpus else "CPU", 1)))
-    shared = ray.put(prepared)
+    ray.data.DataContext.get_current().enable_progress_bars = False  # there is one of our own
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
     try:
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
         units = ray.data.from_items(
             [{"unit": number} for number in wanted], override_num_blocks=min(len(wanted), BLOCKS)
         )
         files_of = units.map_batches(
             DrawActor,
-            fn_constructor_args=(shared, description.pixel_workers == 0),
+            fn_constructor_args=(prepared, description.pixel_workers == 0),
             batch_size=1,
-            concurrency=min(workers, len(wanted)),
+            compute=ray.data.ActorPoolStrategy(size=min(workers, len(wanted))),
             num_gpus=gpus,
             num_cpus=1,
         )
         if description.pixel_workers:
             files_of = files_of.map_batches(
                 DevelopActor,
-                fn_constructor_args=(shared,),
+                fn_constructor_args=(prepared,),
                 batch_size=1,
-                concurrency=description.pixel_workers,
+                compute=ray.data.ActorPoolStrategy(size=description.pixel_workers),
                 num_cpus=1,
             )
-        for row in files_of.iter_rows():
-            if row["file"] in files:
-                told = json.loads(row["row"])
-                log.add(json.loads(row["events"]))
-                folder.write(files[row["file"]], row["content"] if "sha256" in told else None, told)
-                yield len(told["pictures"])
+        for block in files_of.iter_batches(batch_size=None):  # as they come, a unit or some
+            for events in block["events"]:
+                log.add(json.loads(events))
+            made = zip(block["content"], map(json.loads, block["row"]), strict=True)
+            yield folder.write(
+                Made(row["file"], content if "sha256" in row else None, row) for content, row in made
+            )
     except ray.exceptions.RayError as error:
         raise ArkvError(f"Ray gave up: {' '.join(str(error).split())[-500:]}") from error
     finally:
@@ -99,14 +99,12 @@ class DrawActor:
     """Holds a decoder and draws one unit after the other.
 
     Args:
-        shared: Ray's reference to what is prepared.
+        prepared: the job.
         develops: whether it also makes the files.
     """
 
-    def __init__(self, shared: Any, develops: bool) -> None:
-        import ray
-
-        self._prepared: Prepared = ray.get(shared)
+    def __init__(self, prepared: Prepared, develops: bool) -> None:
+        self._prepared = prepared
         self._units = self._prepared.units()
         self._decoder = self._prepared.description.recipe.load_decoder()
         self._events = EventList()
@@ -128,13 +126,11 @@ class DevelopActor:
     """Makes files of tokens, where there may be no GPU.
 
     Args:
-        shared: Ray's reference to what is prepared.
+        prepared: the job.
     """
 
-    def __init__(self, shared: Any) -> None:
-        import ray
-
-        self._prepared: Prepared = ray.get(shared)
+    def __init__(self, prepared: Prepared) -> None:
+        self._prepared = prepared
         self._model = self._prepared.description.recipe.load_model("cpu")
 
     def __call__(self, batch: Batch) -> Batch:
@@ -151,8 +147,8 @@ def _files(prepared: Prepared, model: Model, number: int, drawn: Drawn, events: 
     unit = prepared.units()[number]
     made = list(develop(model, prepared.job, prepared.texts, unit, drawn))
     return {
-        "file": [file.file for file, _, _ in made],
-        "content": [content or b"" for _, content, _ in made],
-        "row": [json.dumps(row) for _, _, row in made],
+        "file": [each.file for each in made],
+        "content": [each.content or b"" for each in made],
+        "row": [json.dumps(each.row) for each in made],
         "events": [json.dumps(events if place == 0 else []) for place in range(len(made))],
     }

@@ -209,13 +209,9 @@ def _in_process(
 
     def draw() -> Iterator[int]:
         units = prepared.units()
-        missing = {file.file for file in folder.missing()}
         for number in units_with(units, folder.missing()):
             drawn = worker.draw(units[number])
-            for file, content, row in develop(decoder.model, job, prepared.texts, units[number], drawn):
-                if file.file in missing:
-                    folder.write(file, content, row)
-                    yield len(file.pictures)
+            yield folder.write(develop(decoder.model, job, prepared.texts, units[number], drawn))
 
     summary = _supervised(prepared, folder, events, progress, draw)
     return replace(summary, stats=total(worker.stats) if worker.stats else None)

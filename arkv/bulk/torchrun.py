@@ -123,15 +123,11 @@ def main() -> int:
             prepared = prepare(replace(description, recipe=recipe), job, decoder.model)
             folder = prepared.folder(rank + 1)
             worker = prepared.worker(decoder, rank + 1)
-            units, missing = prepared.units(), folder.missing()
-            names = {file.file for file in missing}
-            for number in units_with(units, missing):
-                if number % world != rank:
-                    continue
-                drawn = worker.draw(units[number])
-                for file, content, row in develop(decoder.model, job, prepared.texts, units[number], drawn):
-                    if file.file in names:
-                        folder.write(file, content, row)
+            units = prepared.units()
+            for number in units_with(units, folder.missing()):
+                if number % world == rank:
+                    drawn = worker.draw(units[number])
+                    folder.write(develop(decoder.model, job, prepared.texts, units[number], drawn))
     except ArkvError as error:
         sys.stderr.write(f"arkv: error: {error}\n")
         return 0  # what one worker says so would be said again after a restart

@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from arkv.bulk.folder import Made
 from arkv.bulk.log import EventLog
 from arkv.decoder import Decoder, Statistics, images
 from arkv.errors import NumericalError, PromptError, is_out_of_memory
+from arkv.instruments import used_memory
 from arkv.job import Job
 from arkv.layouts import Picture, PictureFile
 from arkv.model import Model
@@ -102,7 +104,10 @@ class Worker:
             drawn.tokens.update(zip(numbers, tokens, strict=True))
             stats = replace(result.stats, pictures=len(tokens), tokens=tokens.numel())
             self.stats.append(stats)
-            self._log.write("batch", pictures=stats.pictures, tokens=stats.tokens, seconds=stats.seconds)
+            memory = used_memory(self._decoder.model.device)
+            self._log.write(
+                "batch", pictures=stats.pictures, tokens=stats.tokens, seconds=stats.seconds, memory=memory
+            )
             return
         # Behind the handlers, because an exception keeps the tensors alive that memory lacks.
         gc.collect()
@@ -118,7 +123,7 @@ class Worker:
 
 def develop(
     model: Model, job: Job, texts: Mapping[str, str], unit: Sequence[PictureFile], drawn: Drawn
-) -> Iterator[tuple[PictureFile, bytes | None, dict[str, Any]]]:
+) -> Iterator[Made]:
     """The files of a unit and their lines in the index.
 
     Args:
@@ -129,7 +134,7 @@ def develop(
         drawn: the tokens of their pictures.
 
     Yields:
-        A file, its content or, if no picture of it could be drawn, None, and its row.
+        What is to be written, file by file.
     """
     numbers = list(drawn.tokens)
     pixels = images(model, torch.stack([drawn.tokens[number] for number in numbers])) if numbers else []
@@ -155,4 +160,4 @@ def develop(
         if pictures and (not failed or job.placing.takes_some):
             content = job.placing.content(pictures, texts)
             row |= {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-        yield file, content, row
+        yield Made(file.file, content, row)

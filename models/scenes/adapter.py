@@ -69,7 +69,7 @@ class Scenes(Model):
         self,
         codebook: Codebook,
         config: TransformerConfig = DEFAULT_CONFIG,
-        guidance: float = 1.2,
+        guidance: float = 1.35,
     ) -> None:
         super().__init__()
         vocabulary = len(codebook.vectors)

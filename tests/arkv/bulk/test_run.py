@@ -9,6 +9,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -321,6 +322,39 @@ def test_what_the_workers_cannot_do_is_said(described: Description, tmp_path: Pa
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("pixel_workers", [0, 1])
+def test_actors_draw_what_one_process_does(
+    pixel_workers: int, described: Description, whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    """Without an actor that is killed, and with one."""
+    ray = pytest.importorskip("ray")
+    described = replaced(described, engine="ray", workers=2, pixel_workers=pixel_workers, batch_size=2)
+    out = tmp_path / "out"
+    assert run(described).pictures == 34
+    assert pictures(out) == whole
+    assert rows(out) == rows(tmp_path / "undisturbed")
+    assert sum(line["pictures"] for line in events(out, "batch")) == 34
+    for name in list(whole)[::2]:
+        (out / name).unlink()
+    killed: list[int] = []
+
+    def kill_one() -> None:
+        while not killed and (not out.exists() or len(list(out.glob("*.png"))) < 19):
+            time.sleep(0.01)
+        for process in Path("/proc").iterdir():
+            if process.name.isdigit() and b"MapWorker(MapBatches(DrawActor" in command_of(process):
+                killed.append(int(process.name))
+        os.kill(killed[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_one, daemon=True)
+    killer.start()
+    run(described, resume=True)
+    assert killed
+    assert pictures(out) == whole
+    assert not ray.is_initialized()
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
 @pytest.mark.parametrize("engine", ["in-process", "torchrun"])
 def test_processes_that_are_killed_at_random_moments_leave_no_trace(
@@ -360,13 +394,16 @@ def rows_so_far(out: Path) -> list[dict[str, Any]]:
 def workers_of(job: Path) -> Iterator[int]:
     """Processes that torchrun has started for a run of this test."""
     for process in Path("/proc").iterdir():
-        if process.name.isdigit():
-            try:
-                command = (process / "cmdline").read_bytes().split(b"\0")
-            except OSError:
-                continue
-            if b"arkv.bulk.torchrun" in command and b"torch.distributed.run" not in command:
-                yield int(process.name)
+        command = command_of(process).split(b"\0") if process.name.isdigit() else []
+        if b"arkv.bulk.torchrun" in command and b"torch.distributed.run" not in command:
+            yield int(process.name)
+
+
+def command_of(process: Path) -> bytes:
+    try:
+        return (process / "cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 def wait_for_orphans(out: Path) -> None:
