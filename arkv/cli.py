@@ -27,6 +27,7 @@ from arkv.recipe import policy_text, recipe_of
 
 if TYPE_CHECKING:
     from arkv.bench import Configuration
+    from arkv.bulk import Summary
     from arkv.evaluation import Accuracy, Evaluation
     from arkv.measurement import Measurement, Refusal
     from arkv.model import Model
@@ -570,6 +571,7 @@ def _generate_file(arguments: argparse.Namespace, recipe: Recipe) -> None:
         progress=not arguments.quiet,
     )
     print(f"{out}: {summary.stats or summary}")
+    _print_failures(summary, out)
 
 
 def _run(arguments: argparse.Namespace) -> None:
@@ -588,10 +590,14 @@ def _run(arguments: argparse.Namespace) -> None:
         description, resume=arguments.resume, facts={"command": command}, progress=not arguments.quiet
     )
     print(f"{description.out}: {summary}")
+    _print_failures(summary, Path(description.out))
+
+
+def _print_failures(summary: Summary, out: Path) -> None:
     for number, reason in itertools.islice(sorted(summary.failed.items()), FAILURES_TOLD):
         print(f"picture {number}: {reason}")
     if len(summary.failed) > FAILURES_TOLD:
-        print(f"and {len(summary.failed) - FAILURES_TOLD} more, in {Path(description.out) / 'index.jsonl'}")
+        print(f"and {len(summary.failed) - FAILURES_TOLD} more, in {out / 'index.jsonl'}")
 
 
 def _policies(arguments: argparse.Namespace) -> None:

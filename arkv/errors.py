@@ -56,5 +56,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     torchs = getattr(sys.modules.get("torch"), "OutOfMemoryError", MemoryError)
     if isinstance(error, (MemoryError, MemoryLimitError, torchs)):
         return True
-    texts = ("can't allocate memory", "cannot allocate memory", "not enough memory")
+    texts = (
+        "can't allocate memory",
+        "cannot allocate memory",
+        "not enough memory",
+        "out of memory",
+        "cublas_status_alloc_failed",
+    )
     return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in texts)

@@ -62,7 +62,8 @@ class Journal:
             ArkvError: it cannot be written.
         """
         try:
-            with self.path.open("ab") as file:
+            # Not made anew: without a first line it would be somebody else's.
+            with open(os.open(self.path, os.O_WRONLY | os.O_APPEND), "wb") as file:
                 file.write(b"".join(map(_line, rows)))
                 file.flush()
                 os.fsync(file.fileno())

@@ -42,8 +42,8 @@ class SSD(RankedPolicy):
     Attributes:
         profile: file that `arkv profile` wrote; None for the one that comes with the model.
         tau: share of distant attention above which a head is semantic (unknown in the paper).
-        window: the paper's W. None: a line and one token, which reaches the cell above and its neighbours
-            (the paper's is unknown).
+        window: the paper's W. None: r (P + 1) tokens, of lines of P, which reaches all of the neighbourhood
+            that the profile counts as near, r cells upwards and to either side (the paper's is unknown).
         buffer: tokens between two evictions, kept beside the budget; None for a line.
         recent: newest tokens that semantic heads do not give up (ours; the listing protects none).
     """
@@ -78,8 +78,8 @@ class SSD(RankedPolicy):
         """The recent tokens of a semantic head."""
         return min(self.recent, grid.tokens)
 
-    def semantic_heads(self, spec: ModelSpec) -> tuple[tuple[bool, ...], ...]:
-        """Which key heads are semantic, by layer.
+    def measured(self, spec: ModelSpec) -> HeadProfile:
+        """What is known of the heads.
 
         Raises:
             ArkvError: there is no profile, or it is of another model.
@@ -90,35 +90,43 @@ class SSD(RankedPolicy):
                 f"SSD needs to know the heads of {spec.name}, and no profile comes with it: measure one "
                 f"with 'arkv profile --model {spec.name} --out heads.json' and give profile='heads.json'"
             )
-        measured = HeadProfile.load(Path(path)).outside
-        shape = {len(layer) for layer in measured}
-        if len(measured) != spec.layers or shape != {spec.kv_heads}:
+        profile = HeadProfile.load(Path(path))
+        shape = {len(layer) for layer in profile.outside}
+        if len(profile.outside) != spec.layers or shape != {spec.kv_heads}:
             raise ArkvError(
-                f"{path} has {len(measured)} layers of {sorted(shape)} heads, {spec.name} {spec.layers} of "
-                f"{spec.kv_heads}: it was measured with another model"
+                f"{path} has {len(profile.outside)} layers of {sorted(shape)} heads, {spec.name} "
+                f"{spec.layers} of {spec.kv_heads}: it was measured with another model"
             )
-        return tuple(tuple(share > self.tau for share in layer) for layer in measured)
+        return profile
+
+    def semantic_heads(self, profile: HeadProfile) -> tuple[tuple[bool, ...], ...]:
+        """Which key heads are semantic, by layer."""
+        return tuple(tuple(share > self.tau for share in layer) for layer in profile.outside)
 
     def plan(self, grid: Grid, spec: ModelSpec) -> CachePlan:
         """W for spatial heads, M for semantic ones."""
         uniform = super().plan(grid, spec)
         budget = resolve_budget(self.budget, self.ratio, grid.tokens)
-        semantic = self.semantic_heads(spec)
-        window, memory = self.sizes(budget, sum(map(sum, semantic)), spec)
+        profile = self.measured(spec)
+        semantic = self.semantic_heads(profile)
+        near = profile.radius * (grid.line + 1) if self.window is None else self.window
+        window, memory = self.sizes(budget, near, sum(map(sum, semantic)), spec)
         by_head = tuple(tuple(memory if chosen else window for chosen in layer) for layer in semantic)
         return CachePlan(budget=by_head, period=uniform.period)
 
-    def sizes(self, budget: int, semantic: int, spec: ModelSpec) -> tuple[int, int]:
+    @staticmethod
+    def sizes(budget: int, window: int, semantic: int, spec: ModelSpec) -> tuple[int, int]:
         """W and M.
 
         Args:
             budget: mean visual tokens of a head.
+            window: W, where there is room for it.
             semantic: number of semantic heads, all layers together.
             spec: the model's shape.
         """
         tokens, heads = spec.grid.tokens, spec.layers * spec.kv_heads
         spatial = heads - semantic
-        window = min(spec.grid.line + 1 if self.window is None else self.window, tokens)
+        window = min(window, tokens)
         if budget <= window or not spatial or not semantic:
             return budget, budget
         memory = (budget * heads - window * spatial) // semantic
@@ -129,7 +137,8 @@ class SSD(RankedPolicy):
 
     def begin(self, store: Store) -> None:
         """Tell every head its kind."""
-        kinds = torch.tensor(self.semantic_heads(store.spec), device=store.position.device)
+        heads = self.semantic_heads(self.measured(store.spec))
+        kinds = torch.tensor(heads, device=store.position.device)
         store["semantic"].copy_(kinds[:, None].expand_as(store["semantic"]))
 
     def observe(self, store: Store, seen: Observation, step: Tensor) -> None:

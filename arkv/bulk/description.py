@@ -36,7 +36,7 @@ class Description:
         engine: "in-process"; "torchrun" for a process a GPU; "ray" for a cluster.
         workers: how many; None for one a GPU, or one where there is none.
         address: of a Ray cluster; None to start Ray on this machine.
-        pixel_workers: processes that turn tokens into files, under Ray.
+        pixel_workers: processes that turn tokens into files, under Ray; 0 leaves that to those who draw.
     """
 
     prompts: str
@@ -50,7 +50,7 @@ class Description:
     engine: EngineName = "in-process"
     workers: int | None = None
     address: str | None = None
-    pixel_workers: int = 1
+    pixel_workers: int = 0
 
     def job(self) -> Job:
         """What is to be drawn.

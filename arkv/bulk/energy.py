@@ -17,11 +17,11 @@ def energy_used() -> Iterator[Callable[[], float | None]]:
         import pynvml
 
         pynvml.nvmlInit()
-    except Exception:  # not installed, or no driver: each is said in another way
+        devices = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+    except Exception:  # not installed, no driver, no permission: each is said in another way
         yield lambda: None
         return
     try:
-        devices = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
 
         def read() -> float | None:
             try:  # millijoules since the driver was loaded; from Volta on

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import itertools
 import os
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -21,7 +23,9 @@ from arkv.layouts import PictureFile
 
 INDEX = "index.jsonl"
 LOG = "log.jsonl"
+LOCK = ".lock"
 READERS = 8
+PATIENCE = 1.0  # seconds that somebody may look whether a folder is in use
 
 
 @dataclass(frozen=True)
@@ -75,37 +79,48 @@ class Folder:
         self.run = self._journal.run
         self.rows: dict[str, dict[str, Any]] = {}
         self._read: dict[Path, int] = {}
+        self.rows |= self._journal.rows
         for other in parts(path):
-            run, rows, self._read[other] = read_journal(other, "file")
-            check_settings(other, run, settings)
-            self.rows |= rows
-        for name, content in job.placing.beside(job.prompts).items():
-            if not (path / name).exists():
-                write_whole({path / name: content})
+            if other != self._journal.path:
+                run, rows, self._read[other] = read_journal(other, "file")
+                check_settings(other, run, settings)
+                self.rows |= rows
+        if part == 0:
+            self._prepare()
+
+    def _prepare(self) -> None:
+        """Make what has to be there even if no picture can be drawn."""
+        for folder in {(self.path / file.file).parent for file in self.job.files}:
+            folder.mkdir(parents=True, exist_ok=True)
+        for name, content in self.job.placing.beside(self.job.prompts).items():
+            if not (self.path / name).exists():
+                write_whole({self.path / name: content})
 
     def missing(self) -> list[PictureFile]:
         """The files that are yet to be drawn, in order. One that was deleted or cut short is."""
         return [file for file in self.job.files if not self.has(file.file)]
 
     def verify(self) -> list[str]:
-        """Compare every file with its hash, and forget those that differ.
+        """Compare every file with its hash; forget and delete those that differ.
 
         Returns:
             The names of those.
+
+        Raises:
+            ArkvError: one cannot be deleted.
         """
-
-        def differs(row: Mapping[str, Any]) -> bool:
-            if not _is_there(self.path, row):
-                return True
-            if "sha256" not in row:
-                return False
-            return hashlib.sha256((self.path / row["file"]).read_bytes()).hexdigest() != row["sha256"]
-
-        rows = list(self.rows.values())
+        bad = []
         with ThreadPoolExecutor(READERS) as pool:
-            bad = [row["file"] for row, wrong in zip(rows, pool.map(differs, rows), strict=True) if wrong]
+            rows = iter(list(self.rows.values()))
+            while some := list(itertools.islice(rows, 100 * READERS)):
+                same = pool.map(lambda row: _is_the_same(self.path, row), some)
+                bad += [row["file"] for row, unchanged in zip(some, same, strict=True) if not unchanged]
         for name in bad:
             del self.rows[name]
+            try:
+                (self.path / name).unlink(missing_ok=True)
+            except OSError as error:
+                raise ArkvError(f"cannot delete {self.path / name}: {error.strerror}") from None
         return bad
 
     def write(self, made: Iterable[Made]) -> int:
@@ -132,16 +147,18 @@ class Folder:
         """Whether a file is done."""
         return _is_there(self.path, self.rows.get(file))
 
-    def refresh(self) -> int:
+    def refresh(self, others: Iterable[int]) -> int:
         """Take in what other processes have finished meanwhile.
+
+        Args:
+            others: numbers of the indexes that they write.
 
         Returns:
             Pictures.
         """
         count = 0
-        for other in parts(self.path):
-            if other == self._journal.path:
-                continue
+        for part in others:
+            other = self.path / part_name(part)
             rows, self._read[other] = read_events(other, self._read.get(other, 0))
             for row in rows:
                 if "file" in row and self.rows.get(row["file"]) != row:
@@ -160,6 +177,7 @@ class Folder:
         if others or ordered != list(self._journal.rows.values()):
             self._journal.replace(ordered)
         for path in others:
+            self._read.pop(path, None)
             with suppress(OSError):
                 path.unlink()
 
@@ -178,7 +196,10 @@ class Folder:
             ArkvError: a picture is lacking, or a file cannot be read or written.
         """
         done = [file for file in self.job.files if "sha256" in self.rows[file.file]]
-        self.job.placing.finish(self.path, sorted(done, key=lambda file: file.pictures), self.job.npz_side)
+        if done:
+            self.job.placing.finish(
+                self.path, sorted(done, key=lambda file: file.pictures), self.job.npz_side
+            )
 
 
 class InUse:
@@ -193,14 +214,14 @@ class InUse:
     """
 
     def __init__(self, path: Path, shared: bool = False) -> None:
-        self._path, self._made = path, not path.exists()
+        self._path, self._lock, self._made = path, path / LOCK, not path.exists()
+        self._descriptor: int | None = None
+        self._exclusive = False
         try:
             path.mkdir(parents=True, exist_ok=True)
-            self._descriptor = os.open(path, os.O_RDONLY)
+            self.hold(shared)
         except OSError as error:
             raise ArkvError(f"cannot write {path}: {error.strerror}") from None
-        try:
-            self.hold(shared)
         except ArkvError:
             self.release()
             raise
@@ -210,21 +231,43 @@ class InUse:
 
         Raises:
             ArkvError: somebody else holds it.
+            OSError: it cannot be written to.
         """
         try:
             import fcntl
         except ImportError:  # not on this system
             return
-        try:
-            fcntl.flock(self._descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except OSError as error:
-            # A file system without locks is no reason to stop.
-            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                raise ArkvError(f"another run is drawing into {self._path}: wait for its end") from None
+        kind = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            if self._descriptor is None:
+                # Over NFS, only a file that is open for writing can be held for oneself.
+                self._descriptor = os.open(self._lock, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                fcntl.flock(self._descriptor, kind)
+            except OSError as error:
+                if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                    return  # a file system without locks is no reason to stop
+                if time.monotonic() > deadline:
+                    raise ArkvError(f"another run is drawing into {self._path}: wait for its end") from None
+                time.sleep(PATIENCE / 20)
+                continue
+            self._exclusive = not shared
+            with suppress(OSError):
+                if os.fstat(self._descriptor).st_ino == self._lock.stat().st_ino:
+                    return
+            # Whoever held it has deleted the file.
+            os.close(self._descriptor)
+            self._descriptor = None
 
     def release(self) -> None:
         """Let others in. A folder that was made and has nothing in it is gone again."""
-        os.close(self._descriptor)
+        if self._descriptor is not None:
+            if self._exclusive:
+                with suppress(OSError):
+                    self._lock.unlink()
+            os.close(self._descriptor)
+            self._descriptor = None
         if self._made:
             with suppress(OSError):
                 self._path.rmdir()
@@ -254,7 +297,8 @@ def check_folder(path: Path) -> None:
     """
     if path.exists() and not path.is_dir():
         raise ArkvError(f"cannot write {path}: expected a folder, and it is a file")
-    if path.is_dir() and not parts(path) and any(p.name[0] != "." for p in path.iterdir()):
+    # In this order, because another worker may just be beginning.
+    if path.is_dir() and any(p.name[0] != "." for p in path.iterdir()) and not parts(path):
         raise ArkvError(f"{path} is not empty and has no {INDEX} of an earlier run: take another folder")
 
 
@@ -262,6 +306,19 @@ def units_with(units: Iterable[Sequence[PictureFile]], missing: Iterable[Picture
     """Which of a job's units have files among the missing."""
     names = {file.file for file in missing}
     return [number for number, unit in enumerate(units) if any(file.file in names for file in unit)]
+
+
+def _is_the_same(out: Path, row: Mapping[str, Any]) -> bool:
+    if "sha256" not in row:
+        return True
+    try:
+        digest = hashlib.sha256()
+        with (out / row["file"]).open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError:
+        return False
+    return digest.hexdigest() == row["sha256"]
 
 
 def _is_there(out: Path, row: Mapping[str, Any] | None) -> bool:

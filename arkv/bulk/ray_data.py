@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+import signal
+import threading
+from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
 import numpy
@@ -21,7 +23,7 @@ from arkv.errors import ArkvError
 
 if TYPE_CHECKING:
     from arkv.bulk.folder import Folder, InUse
-    from arkv.bulk.run import Prepared
+    from arkv.bulk.runner import Prepared
     from arkv.model import Model
 
 BLOCKS = 2000
@@ -31,7 +33,7 @@ Batch = dict[str, Any]
 """Columns by name, as Ray hands rows over: an array or a list each."""
 
 
-def draw(prepared: Prepared, folder: Folder, held: InUse) -> Iterator[int]:
+def draw(prepared: Prepared, folder: Folder, held: InUse) -> Generator[int]:
     """Draw what is missing on a cluster.
 
     Args:
@@ -50,15 +52,19 @@ def draw(prepared: Prepared, folder: Folder, held: InUse) -> Iterator[int]:
     except ImportError:
         raise ArkvError("the engine ray needs Ray: pip install 'arkv[ray]'") from None
     description = prepared.description
-    wanted = units_with(prepared.units(), folder.missing())
+    wanted = units_with(prepared.units, folder.missing())
     if not wanted:
         return
     log = EventLog(prepared.out / LOG)
     gpus = 0 if description.recipe.device == "cpu" else 1
     was_there = ray.is_initialized()
     if not was_there:
-        ray.init(address=description.address, log_to_driver=False, configure_logging=False)
-    workers = description.workers or max(1, int(ray.cluster_resources().get("GPU" if gpus else "CPU", 1)))
+        handler = signal.getsignal(signal.SIGTERM)
+        ray.init(address=description.address or "local", log_to_driver=False, configure_logging=False)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)  # Ray's own would end this process at once
+    found = int(ray.cluster_resources().get("GPU" if gpus else "CPU", 1))
+    workers = description.workers or max(1, found if gpus else found - description.pixel_workers)
     ray.data.DataContext.get_current().enable_progress_bars = False  # there is one of our own
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     try:
@@ -105,10 +111,10 @@ class DrawActor:
 
     def __init__(self, prepared: Prepared, develops: bool) -> None:
         self._prepared = prepared
-        self._units = self._prepared.units()
+        self._units = self._prepared.units
         self._decoder = self._prepared.description.recipe.load_decoder()
         self._events = EventList()
-        self._worker = self._prepared.worker(self._decoder, log=self._events)
+        self._worker = self._prepared.worker(self._decoder, self._events)
         self._develops = develops
 
     def __call__(self, batch: Batch) -> Batch:
@@ -137,14 +143,14 @@ class DevelopActor:
         """A unit's tokens to its files."""
         (number,), (tokens,), (text,) = batch["unit"].tolist(), batch["tokens"], batch["told"]
         told = json.loads(text)
-        rows = torch.from_numpy(numpy.frombuffer(tokens, numpy.int64).copy())
-        by_number = dict(zip(told["numbers"], rows.view(len(told["numbers"]), -1), strict=True))
+        rows = torch.from_numpy(numpy.frombuffer(tokens, numpy.int64).copy()).view(-1, self._prepared.tokens)
+        by_number = dict(zip(told["numbers"], rows, strict=True))
         failed = {int(picture): reason for picture, reason in told["failed"].items()}
         return _files(self._prepared, self._model, number, Drawn(by_number, failed), told["events"])
 
 
 def _files(prepared: Prepared, model: Model, number: int, drawn: Drawn, events: list[Any]) -> Batch:
-    unit = prepared.units()[number]
+    unit = prepared.units[number]
     made = list(develop(model, prepared.job, prepared.texts, unit, drawn))
     return {
         "file": [each.file for each in made],

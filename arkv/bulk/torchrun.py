@@ -10,15 +10,13 @@ On several machines with a file system in common, start the workers on each of t
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,14 +24,16 @@ from arkv.errors import ArkvError
 
 if TYPE_CHECKING:
     from arkv.bulk.folder import Folder, InUse
-    from arkv.bulk.run import Prepared
+    from arkv.bulk.runner import Prepared
 
 RESTARTS = 3
-LOOK_EVERY = 0.2  # seconds
+LOOK_EVERY = 0.5  # seconds
 LAST_WORDS = 2000  # characters
+DRIVER = "ARKV_DRIVER"
+"""Environment variable with the file that a driver holds as long as it lives."""
 
 
-def draw(prepared: Prepared, folder: Folder, held: InUse) -> Iterator[int]:
+def draw(prepared: Prepared, folder: Folder, held: InUse) -> Generator[int]:
     """Start the workers and watch them.
 
     Args:
@@ -45,58 +45,84 @@ def draw(prepared: Prepared, folder: Folder, held: InUse) -> Iterator[int]:
         Numbers of pictures that are done.
 
     Raises:
-        ArkvError: the workers could not finish; says what the last one said.
+        ArkvError: there are fewer GPUs than workers, or the workers could not finish; says what one said.
     """
+    import yaml
+
     if not folder.missing():
         return
     description = prepared.description
-    workers = description.workers or _gpus()
+    workers = _workers(description.workers, description.recipe.device)
     with tempfile.TemporaryDirectory() as place:
-        job = Path(place) / "job.yaml"
-        job.write_text(json.dumps(description.values()))  # JSON is YAML
-        held.hold(shared=True)
+        job, alive, said = (Path(place) / name for name in ("job.yaml", "driver", "said"))
+        values = {name: list(v) if isinstance(v, tuple) else v for name, v in description.values().items()}
+        job.write_text(yaml.safe_dump(values), encoding="utf-8")
         launch = ["--standalone", "--nproc-per-node", str(workers), "--max-restarts", str(RESTARTS)]
-        command = [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            *launch,
-            "-m",
-            "arkv.bulk.torchrun",
-            str(job),
-        ]
-        with (Path(place) / "said").open("w+") as said:
-            process = subprocess.Popen(command, stdout=said, stderr=said)
+        module = ["-m", "arkv.bulk.torchrun", str(job)]
+        command = [sys.executable, "-m", "torch.distributed.run", *launch, *module]
+        with alive.open("w") as living, said.open("w") as log:
+            _lock(living.fileno())
+            held.hold(shared=True)
+            environment = {**os.environ, DRIVER: str(alive)}
+            process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
             try:
                 while process.poll() is None:
                     time.sleep(LOOK_EVERY)
-                    yield folder.refresh()
+                    yield folder.refresh(range(1, workers + 1))
             finally:
                 process.terminate()  # torchrun ends its workers
                 process.wait()
-            yield folder.refresh()
-            said.seek(0)
-            words = said.read()[-LAST_WORDS:]
+        yield folder.refresh(range(1, workers + 1))
+        words = said.read_text(errors="replace")
     held.hold(shared=False)
     if missing := folder.missing():
         reasons = [line for line in words.splitlines() if "arkv: error: " in line]
-        told = reasons[-1].partition("arkv: error: ")[2] if reasons else words.strip()
+        told = reasons[-1].partition("arkv: error: ")[2] if reasons else " ".join(words.split())[-LAST_WORDS:]
         raise ArkvError(
             f"the workers ended, and {len(missing)} of {len(prepared.job.files)} files are missing: {told}"
         )
 
 
-def _gpus() -> int:
+def _workers(wanted: int | None, device: str) -> int:
+    """How many, one a GPU."""
     import torch
 
-    return max(1, torch.cuda.device_count())
+    if device != "cuda":
+        return wanted or 1
+    there = torch.cuda.device_count()
+    if (wanted or 1) > there:
+        raise ArkvError(f"workers is {wanted or 1}, and this machine has {there} GPUs")
+    return wanted or there
 
 
-def _end_with(parent: int) -> None:
-    """End this process as soon as the one that started it is gone, even if that was killed."""
+def _lock(descriptor: int) -> bool:
+    """Hold an open file, until it is closed or the process ends; whether nobody else did."""
+    import fcntl
+
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _end_with_driver() -> None:
+    """End this process as soon as its driver or torchrun's agent is gone, even if they were killed."""
+    parent, alive = os.getppid(), os.environ.get(DRIVER)
+
+    def is_gone() -> bool:
+        if os.getppid() != parent:
+            return True
+        if alive is None:  # torchrun was started by hand
+            return False
+        try:
+            with open(alive, "r+") as driver:
+                return _lock(driver.fileno())
+        except OSError:
+            return True
 
     def watch() -> None:
-        while os.getppid() == parent:
+        while not is_gone():
             time.sleep(LOOK_EVERY)
         os._exit(1)
 
@@ -105,32 +131,36 @@ def _end_with(parent: int) -> None:
 
 def main() -> int:
     """Be a worker, in an environment that torchrun has made."""
-    _end_with(os.getppid())
+    _end_with_driver()
+    import torch
+
     from arkv.bulk.description import read_description
-    from arkv.bulk.folder import InUse, units_with
-    from arkv.bulk.run import prepare
+    from arkv.bulk.folder import LOG, InUse, units_with
+    from arkv.bulk.log import EventLog
+    from arkv.bulk.runner import prepare
     from arkv.bulk.worker import develop
 
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    description = read_description(Path(sys.argv[1]))
+    events = EventLog(Path(description.out) / LOG, rank + 1)
     try:
-        description = read_description(Path(sys.argv[1]))
-        recipe = description.recipe
-        if recipe.device == "cuda":
-            recipe = replace(recipe, device=f"cuda:{os.environ['LOCAL_RANK']}")
+        if description.recipe.device == "cuda":
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         job = description.job()
         with InUse(Path(description.out), shared=True):
-            decoder = recipe.load_decoder()
-            prepared = prepare(replace(description, recipe=recipe), job, decoder.model)
+            decoder = description.recipe.load_decoder()
+            prepared = prepare(description, job, decoder.model)
             folder = prepared.folder(rank + 1)
-            worker = prepared.worker(decoder, rank + 1)
-            units = prepared.units()
+            worker = prepared.worker(decoder, events)
+            units = prepared.units
             for number in units_with(units, folder.missing()):
                 if number % world == rank:
                     drawn = worker.draw(units[number])
                     folder.write(develop(decoder.model, job, prepared.texts, units[number], drawn))
     except ArkvError as error:
+        events.write("stopped", kind=type(error).__name__, reason=str(error))
         sys.stderr.write(f"arkv: error: {error}\n")
-        return 0  # what one worker says so would be said again after a restart
+        return 1
     return 0
 
 

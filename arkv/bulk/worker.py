@@ -13,12 +13,14 @@ from torch import Tensor
 
 from arkv.bulk.folder import Made
 from arkv.bulk.log import EventLog
-from arkv.decoder import Decoder, Statistics, images
-from arkv.errors import NumericalError, PromptError, is_out_of_memory
+from arkv.decoder import Decoder, Result, Statistics, images
+from arkv.errors import ArkvError, NumericalError, PromptError, is_out_of_memory
 from arkv.instruments import used_memory
 from arkv.job import Job
 from arkv.layouts import Picture, PictureFile
 from arkv.model import Model
+
+NOT_ALONE = "another picture of its file could not be drawn"
 
 
 @dataclass(frozen=True)
@@ -66,16 +68,30 @@ class Worker:
         Raises:
             ArkvError: as `Decoder.generate`, but for what is wrong with single pictures.
         """
-        numbers = [number for file in unit for number in file.pictures]
         drawn = Drawn({}, {})
-        size = self._size  # batches lie where they lie, even if memory has run short meanwhile
+        numbers = [number for file in unit for number in file.pictures]
+        # Whatever fails, batches lie where they lie: what is in a batch decides on rounding.
+        size = self._size
         for start in range(0, len(numbers), size):
-            self._batch(numbers[start : start + size], drawn)
+            self._decode([n for n in numbers[start : start + size] if self._is_fine(n, drawn)], drawn)
         return drawn
 
-    def _batch(self, numbers: Sequence[int], drawn: Drawn) -> None:
+    def _is_fine(self, number: int, drawn: Drawn) -> bool:
+        """Whether the model can take a picture's prompt."""
+        prompt = self._job.prompt(number)
+        try:
+            self._decoder.model.check_prompts([prompt.prompt])
+        except PromptError as error:
+            self._fails(number, error, drawn)
+            return False
+        return True
+
+    def _decode(self, numbers: Sequence[int], drawn: Drawn) -> None:
+        """Decode pictures together, or in parts if that does not go."""
+        if not numbers:
+            return
         if len(numbers) > self._size:
-            self._halves(numbers, drawn)
+            self._decode_halves(numbers, drawn)
             return
         rows = list(numbers)
         if self._decoder.compile != "none":
@@ -88,37 +104,42 @@ class Worker:
                 pixels=False,
                 **self._sampling,
             )
-        except (PromptError, NumericalError) as error:
+        except NumericalError as error:
             if len(numbers) == 1:
-                drawn.failed[numbers[0]] = str(error)
-                prompt = self._job.prompt(numbers[0])
-                self._log.write("failed", picture=numbers[0], where=prompt.where, reason=str(error))
+                self._fails(numbers[0], error, drawn)
                 return
         except Exception as error:
-            if len(numbers) == 1 or not is_out_of_memory(error):
+            if len(rows) == 1 or not is_out_of_memory(error):
                 raise
-            self._size = (len(numbers) + 1) // 2
-            self._log.write("out of memory", pictures=len(numbers), batch_size=self._size, reason=str(error))
+            self._size = (len(rows) + 1) // 2
+            self._log.write("out of memory", pictures=len(rows), batch_size=self._size, reason=str(error))
         else:
-            tokens = result.tokens[: len(numbers)]
-            drawn.tokens.update(zip(numbers, tokens, strict=True))
-            stats = replace(result.stats, pictures=len(tokens), tokens=tokens.numel())
-            self.stats.append(stats)
-            memory = used_memory(self._decoder.model.device)
-            self._log.write(
-                "batch", pictures=stats.pictures, tokens=stats.tokens, seconds=stats.seconds, memory=memory
-            )
+            self._keep(numbers, result, drawn)
             return
         # Behind the handlers, because an exception keeps the tensors alive that memory lacks.
         gc.collect()
         if self._decoder.model.device.type == "cuda":
             torch.cuda.empty_cache()
-        self._halves(numbers, drawn)
+        self._decode_halves(numbers, drawn)
 
-    def _halves(self, numbers: Sequence[int], drawn: Drawn) -> None:
+    def _decode_halves(self, numbers: Sequence[int], drawn: Drawn) -> None:
         middle = (len(numbers) + 1) // 2
-        self._batch(numbers[:middle], drawn)
-        self._batch(numbers[middle:], drawn)
+        self._decode(numbers[:middle], drawn)
+        self._decode(numbers[middle:], drawn)
+
+    def _keep(self, numbers: Sequence[int], result: Result, drawn: Drawn) -> None:
+        tokens = result.tokens[: len(numbers)]
+        drawn.tokens.update(zip(numbers, tokens, strict=True))
+        stats = replace(result.stats, pictures=len(tokens), tokens=tokens.numel())
+        self.stats.append(stats)
+        memory = used_memory(self._decoder.model.device)
+        self._log.write(
+            "batch", pictures=stats.pictures, tokens=stats.tokens, seconds=stats.seconds, memory=memory
+        )
+
+    def _fails(self, number: int, error: ArkvError, drawn: Drawn) -> None:
+        drawn.failed[number] = str(error)
+        self._log.write("failed", picture=number, where=self._job.prompt(number).where, reason=str(error))
 
 
 def develop(
@@ -154,10 +175,15 @@ def develop(
         if len({prompt.name for prompt in prompts}) == 1:
             row |= {"prompt": prompts[0].prompt, "name": prompts[0].name}
         failed = {str(number): drawn.failed[number] for number in file.pictures if number in drawn.failed}
-        if failed:
-            row["failed"] = failed
         content = None
         if pictures and (not failed or job.placing.takes_some):
             content = job.placing.content(pictures, texts)
             row |= {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        else:
+            rest = {
+                str(picture.number): "another picture of its file could not be drawn" for picture in pictures
+            }
+            failed = {**rest, **failed}
+        if failed:
+            row["failed"] = failed
         yield Made(file.file, content, row)

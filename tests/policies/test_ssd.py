@@ -58,16 +58,27 @@ def test_it_holds_what_the_algorithm_over_lists_holds(profile: Path, seed: int, 
 def test_sizes_use_up_the_budget_and_no_more(profile: Path) -> None:
     # Janus-Pro-1B's shape, a third of the heads semantic.
     spec = replace(SPEC, grid=Grid(24, 24), layers=24, kv_heads=16)
-    policy = SSD(ratio=0.2)
     for budget in (115, 144, 288, 400, 560, 576, 26, 25, 10):
-        window, memory = policy.sizes(budget, 128, spec)
+        window, memory = SSD.sizes(budget, 25, 128, spec)
         total = window * 256 + memory * 128
         assert total <= budget * 384 < total + 384
         assert window <= memory <= 576
         if 25 < budget and memory < 576:
             assert window == 25
-    assert policy.sizes(115, 0, spec) == policy.sizes(115, 384, spec) == (115, 115)
-    assert SSD(ratio=0.2, window=60).sizes(115, 128, spec) == (60, 225)
+    assert SSD.sizes(115, 25, 0, spec) == SSD.sizes(115, 25, 384, spec) == (115, 115)
+    assert SSD.sizes(115, 60, 128, spec) == (60, 225)
+
+
+def test_spatial_heads_reach_as_far_as_the_profile_looked(tmp_path: Path) -> None:
+    """A head that is called spatial because it looks at two lines back must not lose them."""
+    grid = Grid(24, 24)
+    spec = replace(SPEC, grid=grid)
+    for radius, window in ((1, 25), (2, 50), (3, 75)):
+        path = tmp_path / f"{radius}.json"
+        HeadProfile("tiny", SHARES, radius, 1, 1.5, "2026-01-01", {}).save(path)
+        plan = SSD(budget=150, profile=str(path)).plan(grid, spec)
+        assert min(map(min, plan.budgets(spec))) == window
+        assert window == radius * grid.line + radius, "the corner of the neighbourhood"
 
 
 def test_bytes_are_those_of_the_budgets(profile: Path) -> None:

@@ -11,7 +11,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+import types
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from arkv.bulk.folder import InUse
 from arkv.cli import main
 from arkv.decoder import Decoder
 from arkv.errors import ArkvError, NumericalError, Terminated
+from arkv.job import picture_seed
 from arkv.recipe import Recipe
 
 ARKV = "import sys; from arkv.cli import main; sys.exit(main())"
@@ -234,6 +236,79 @@ def test_two_runs_do_not_share_a_folder(described: Description, tmp_path: Path) 
     run(described)
 
 
+def test_a_file_of_several_pictures_that_lacks_one_is_not_written(
+    described: Description, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generate, seed = Decoder.generate, picture_seed(0, 5)
+
+    def broken(self: Decoder, prompts: Any, *, seeds: Any, **named: Any) -> Any:
+        if seed in seeds:
+            raise NumericalError("not finite")
+        return generate(self, prompts, seeds=seeds, **named)
+
+    (tmp_path / "prompts").mkdir()
+    for number in range(4):
+        (tmp_path / f"prompts/{number}.txt").write_text("a b")
+    described = replaced(described, prompts=str(tmp_path / "prompts"), layout="dpg")
+    run(described)
+    (tmp_path / "out/2.png").write_bytes(b"damaged")
+    with monkeypatch.context() as patch:
+        patch.setattr(Decoder, "generate", broken)
+        summary = run(described, resume=True)
+    assert summary.failed == {4: "another picture of its file could not be drawn", 5: "not finite"}
+    assert (summary.pictures, sorted(pictures(tmp_path / "out"))) == (0, ["0.png", "1.png", "3.png"])
+    assert str(summary) == "6 of 8 pictures were there; 2 could not be drawn"
+    assert (status(tmp_path / "out").done, status(tmp_path / "out").failed) == (6, 2)
+
+
+def test_energy_is_what_the_gpus_used_meanwhile(
+    described: Description, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, ended, used = [], [], iter([1000, 2000, 61000, 4000])
+    fake = types.SimpleNamespace(
+        NVMLError=RuntimeError,
+        nvmlInit=lambda: begun.append(1),
+        nvmlShutdown=lambda: ended.append(1),
+        nvmlDeviceGetCount=lambda: 2,
+        nvmlDeviceGetHandleByIndex=lambda index: index,
+        nvmlDeviceGetTotalEnergyConsumption=lambda _: next(used) if not ended else pytest.fail("too late"),
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", fake)
+    summary = run(described)
+    assert summary.joules == 62.0
+    assert "1.8 J a picture" in str(summary)
+    assert begun == ended == [1]
+    assert events(tmp_path / "out", "end")[0]["joules"] == 62.0
+
+
+ENGINES = {
+    "more workers than one": ({"workers": 8}, "the engine in-process is one"),
+    "no workers": ({"workers": 0, "engine": "torchrun"}, "workers is 0"),
+    "one device for all": ({"device": "cuda:1", "engine": "torchrun"}, "deals out devices"),
+    "automatic batches": ({"batch_size": "auto", "engine": "torchrun"}, "the same for all workers"),
+    "too few GPUs": (
+        {"workers": 9, "engine": "torchrun", "device": "cuda"},
+        "workers is 9, and this machine has",
+    ),
+}
+
+
+@pytest.mark.parametrize(("changes", "complaint"), ENGINES.values(), ids=ENGINES)
+def test_what_an_engine_cannot_do_is_refused(
+    changes: dict[str, Any], complaint: str, described: Description, tmp_path: Path
+) -> None:
+    with pytest.raises(ArkvError, match=complaint):
+        run(replaced(described, **changes))
+
+
+def test_automatic_batches_pass_over_what_cannot_be_drawn(described: Description, tmp_path: Path) -> None:
+    Path(described.prompts).write_text("a b\nA b c d e\n")
+    summary = run(replaced(described, batch_size="auto", samples=3))
+    assert (summary.pictures, len(summary.failed)) == (3, 3)
+    (batch,) = events(tmp_path / "out", "batch")
+    assert batch["pictures"] == 3, "samples of a prompt share a batch"
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
 def test_sigterm_ends_a_run_that_goes_on_later(
     described: Description, whole: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -309,6 +384,27 @@ def test_two_workers_draw_what_one_does(
     assert rows(out) == rows(tmp_path / "undisturbed")
 
 
+@pytest.mark.skipif(not Path("/proc").exists(), reason="looks for processes there")
+def test_workers_end_with_their_driver_and_a_resumed_run_ends_well(
+    described: Description, whole: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    out = tmp_path / "out"
+    job = write(described, tmp_path / "job.yaml", engine="torchrun", workers=1, batch_size=1)
+    command = [sys.executable, "-c", ARKV, "run", str(job), "--quiet"]
+    process = subprocess.Popen(command)
+    assert gone_within(120, lambda: out.exists() and len(list(out.glob("*.png"))) > 2)
+    process.kill()
+    process.wait()
+    assert gone_within(10, lambda: not list(workers_of(tmp_path)))
+    drawn = len(list(out.glob("*.png")))
+    assert drawn < 34
+    assert f"{drawn} of 34 pictures" in str(status(out))
+    subprocess.run([*command, "--resume"], check=True)
+    assert pictures(out) == whole
+    assert rows(out) == rows(tmp_path / "undisturbed")
+
+
 def test_what_the_workers_cannot_do_is_said(described: Description, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     values = {"engine": "torchrun", "workers": 1, "layout": "flat", "model": "letters"}
@@ -319,6 +415,9 @@ def test_what_the_workers_cannot_do_is_said(described: Description, tmp_path: Pa
         patch.setenv("PYTHONPATH", str(Path(path).parents[3] / "nowhere"))
         with pytest.raises(ArkvError, match="34 of 34 files are missing: unknown model 'letters'"):
             run(job)
+    assert {line["reason"].partition(";")[0] for line in events(tmp_path / "out", "stopped")} >= {
+        "unknown model 'letters'"
+    }
 
 
 @pytest.mark.slow
@@ -358,27 +457,35 @@ def test_actors_draw_what_one_process_does(
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
 @pytest.mark.parametrize("engine", ["in-process", "torchrun"])
 def test_processes_that_are_killed_at_random_moments_leave_no_trace(
-    engine: str, described: Description, whole: dict[str, bytes], tmp_path: Path
+    engine: str,
+    described: Description,
+    whole: dict[str, bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Fifty kills: of the driver, and of a worker where there are some."""
     out = tmp_path / "out"
     rng, kills = random.Random(0), 0
-    job = write(described, tmp_path / "job.yaml", engine=engine, workers=2, batch_size=1)
+    workers = 2 if engine == "torchrun" else None
+    job = write(described, tmp_path / "job.yaml", engine=engine, workers=workers, batch_size=1)
     command = [sys.executable, "-c", ARKV, "run", str(job), "--resume", "--quiet"]
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     while kills < 50:
         process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE)
         time.sleep(rng.uniform(2, 14 if engine == "torchrun" else 7))
         victims = [process.pid]
         if engine == "torchrun" and rng.random() < 0.5:
-            victims = list(workers_of(job)) or victims
+            victims = list(workers_of(tmp_path)) or victims
         if process.poll() is None:
             kills += 1
             victim = rng.choice(victims)
             os.kill(victim, signal.SIGKILL)
-            if victim != process.pid:
-                process.wait(120)
-        process.wait()
-        wait_for_orphans(out)
+            if victim == process.pid:
+                assert gone_within(10, lambda: not list(workers_of(tmp_path)))
+            else:
+                assert process.wait(120) == 0, "a worker that died was started again"
+        else:
+            assert process.returncode == 0
         if len(rows_so_far(out)) == 34 and process.returncode == 0:
             for name in rng.sample(sorted(whole), 20):
                 (out / name).unlink()
@@ -391,11 +498,12 @@ def rows_so_far(out: Path) -> list[dict[str, Any]]:
     return rows(out) if (out / "index.jsonl").exists() else []
 
 
-def workers_of(job: Path) -> Iterator[int]:
-    """Processes that torchrun has started for a run of this test."""
+def workers_of(place: Path) -> Iterator[int]:
+    """Processes that torchrun has started for a run whose temporary files are in a folder."""
     for process in Path("/proc").iterdir():
         command = command_of(process).split(b"\0") if process.name.isdigit() else []
-        if b"arkv.bulk.torchrun" in command and b"torch.distributed.run" not in command:
+        is_worker = b"arkv.bulk.torchrun" in command and b"torch.distributed.run" not in command
+        if is_worker and command[-2].startswith(bytes(place)):
             yield int(process.name)
 
 
@@ -406,13 +514,10 @@ def command_of(process: Path) -> bytes:
         return b""
 
 
-def wait_for_orphans(out: Path) -> None:
-    """Until nobody holds the folder: workers notice by themselves that their driver is gone."""
-    deadline = time.monotonic() + 30
-    while True:
-        try:
-            InUse(out).release()
-            return
-        except ArkvError:
-            assert time.monotonic() < deadline, "workers go on without their driver"
-            time.sleep(0.1)
+def gone_within(seconds: float, is_gone: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + seconds
+    while not is_gone():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True

@@ -5,13 +5,15 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from arkv.bulk.description import Description
@@ -53,7 +55,7 @@ class Summary:
 
     def __str__(self) -> str:
         if not self.pictures:
-            text = f"all {self.job} pictures were there"
+            text = f"{self.job - len(self.failed)} of {self.job} pictures were there"
         else:
             text = (
                 f"{self.pictures} of {self.job} pictures in {self.seconds:.1f} s, "
@@ -74,6 +76,7 @@ class Prepared:
         account: what two runs must have in common beside the job.
         sampling: how tokens are drawn.
         texts: for every file, beside prompt and seed.
+        tokens: visual tokens of a picture.
     """
 
     description: Description
@@ -81,6 +84,7 @@ class Prepared:
     account: dict[str, Any]
     sampling: dict[str, Any]
     texts: dict[str, str]
+    tokens: int
 
     @property
     def out(self) -> Path:
@@ -94,17 +98,18 @@ class Prepared:
         assert isinstance(size, int)
         return size
 
+    @cached_property
     def units(self) -> list[list[PictureFile]]:
         """The parts of the work."""
         return self.job.units(self.batch_size)
 
     def folder(self, part: int = 0, facts: Mapping[str, Any] | None = None) -> Folder:
         """The folder, to be written to under a part's number."""
-        return Folder(self.out, self.job, self.account, facts or {}, part)
+        sizes = {"pictures": self.job.pictures, "batch_size": self.batch_size, "tokens": self.tokens}
+        return Folder(self.out, self.job, self.account, {**sizes, **(facts or {})}, part)
 
-    def worker(self, decoder: Decoder, part: int = 0, log: EventLog | None = None) -> Worker:
+    def worker(self, decoder: Decoder, log: EventLog) -> Worker:
         """Someone who draws."""
-        log = log or EventLog(self.out / LOG, part)
         return Worker(decoder, self.job, self.sampling, self.batch_size, log)
 
 
@@ -133,9 +138,15 @@ def prepare(description: Description, job: Job, model: Model, decoder: Decoder |
                 f"batch_size is 'auto': the engine {description.engine} needs a number, the same for all "
                 "workers; 'arkv estimate' says what a batch takes"
             )
-        size = decoder.batch_that_fits([each.prompt for each in job.prompts], checked.guided)
+        fine = [each.prompt for each in job.prompts if is_fine(model, each)]
+        size = decoder.batch_that_fits(fine * job.samples, checked.guided) if fine else 1
     return Prepared(
-        replace(description, batch_size=size), job, recipe.account(model), sampling, recipe.texts(model)
+        replace(description, batch_size=size),
+        job,
+        recipe.account(model),
+        sampling,
+        recipe.texts(model),
+        model.spec.grid.tokens,
     )
 
 
@@ -172,6 +183,7 @@ def run(
             f"{out} has an {INDEX} of an earlier run: go on with --resume, or take another folder"
         )
     check_batch_size(description.batch_size)
+    _check_engine(description)
     with InUse(out) as held, _terminable():
         events = EventLog(out / LOG if log else None)
         if description.engine == "in-process":
@@ -188,7 +200,7 @@ def run(
         if strict:
             check_prompts(model, job.prompts)
         prepared = prepare(description, job, model)
-        folder = _opened(prepared, model, events, facts or {})
+        folder = _opened(prepared, events, facts or {})
         return _supervised(prepared, folder, events, progress, lambda: draw(prepared, folder, held))
 
 
@@ -204,11 +216,11 @@ def _in_process(
     if strict:
         check_prompts(decoder.model, job.prompts)
     prepared = prepare(description, job, decoder.model, decoder)
-    folder = _opened(prepared, decoder.model, events, facts)
-    worker = prepared.worker(decoder, log=events)
+    folder = _opened(prepared, events, facts)
+    worker = prepared.worker(decoder, events)
 
-    def draw() -> Iterator[int]:
-        units = prepared.units()
+    def draw() -> Generator[int]:
+        units = prepared.units
         for number in units_with(units, folder.missing()):
             drawn = worker.draw(units[number])
             yield folder.write(develop(decoder.model, job, prepared.texts, units[number], drawn))
@@ -217,14 +229,30 @@ def _in_process(
     return replace(summary, stats=total(worker.stats) if worker.stats else None)
 
 
-def _opened(prepared: Prepared, model: Model, events: EventLog, facts: Mapping[str, Any]) -> Folder:
-    """The folder, with what is damaged forgotten and one index."""
-    import torch
+def _check_engine(description: Description) -> None:
+    """Raise `ArkvError` where workers and devices do not go together."""
+    engine, workers, device = description.engine, description.workers, description.recipe.device
+    if workers is not None and workers < 1:
+        raise ArkvError(f"workers is {workers}: expected at least 1")
+    if description.pixel_workers < 0:
+        raise ArkvError(f"pixel_workers is {description.pixel_workers}: expected at least 0")
+    if engine == "in-process":
+        if workers not in (None, 1):
+            raise ArkvError(
+                f"workers is {workers}, and the engine in-process is one: take --engine torchrun or ray"
+            )
+    elif ":" in device:
+        raise ArkvError(f"device is {device!r}: the engine {engine} deals out devices, so say 'cuda'")
 
-    machine = describe_machine(torch.device(prepared.description.recipe.device))
-    told = {name: machine[name] for name in ("date", "commit", "device")}
-    sizes = {"pictures": prepared.job.pictures, "batch_size": prepared.batch_size}
-    folder = prepared.folder(facts={**told, **sizes, "tokens": model.spec.grid.tokens, **facts})
+
+def _opened(prepared: Prepared, events: EventLog, facts: Mapping[str, Any]) -> Folder:
+    """The folder, without what is damaged, and with one index."""
+    in_process = prepared.description.engine == "in-process"
+    # Where others draw, this machine may have no such device.
+    machine = describe_machine(torch.device(prepared.description.recipe.device if in_process else "cpu"))
+    device = machine["device"] if in_process else prepared.description.recipe.device
+    told = {"date": machine["date"], "commit": machine["commit"], "device": device}
+    folder = prepared.folder(facts={**told, **facts})
     for name in folder.verify():
         events.write("damaged", file=name)
     folder.merge()
@@ -236,7 +264,7 @@ def _supervised(
     folder: Folder,
     events: EventLog,
     progress: bool,
-    draw: Callable[[], Iterable[int]],
+    draw: Callable[[], Generator[int]],
 ) -> Summary:
     """Let an engine draw what is missing, and tell of it."""
     job, description = prepared.job, prepared.description
@@ -254,18 +282,19 @@ def _supervised(
         tqdm(total=job.pictures, initial=job.pictures - missing, unit="picture", disable=not progress) as bar,
     ):
         try:
-            for count in draw():
-                bar.update(count)
+            with closing(draw()) as counts:
+                for count in counts:
+                    bar.update(count)
         except BaseException as error:
             events.write("stopped", kind=type(error).__name__, reason=str(error))
             raise
-    seconds = time.perf_counter() - begun
+        seconds, joules = time.perf_counter() - begun, energy()
     folder.merge()
     folder.finish()
     failed = folder.failures()
     pictures = missing - len(failed.keys() - failed_before)
-    tokens = pictures * int(folder.run["tokens"])
-    summary = Summary(job.pictures, pictures, tokens, seconds, failed, energy())
+    tokens = pictures * prepared.tokens
+    summary = Summary(job.pictures, pictures, tokens, seconds, failed, joules)
     events.write(
         "end",
         pictures=pictures,
@@ -275,6 +304,15 @@ def _supervised(
         failed=len(failed),
     )
     return summary
+
+
+def is_fine(model: Model, prompt: Prompt) -> bool:
+    """Whether a model can take a prompt."""
+    try:
+        model.check_prompts([prompt.prompt])
+    except PromptError:
+        return False
+    return True
 
 
 def check_prompts(model: Model, prompts: Sequence[Prompt]) -> None:

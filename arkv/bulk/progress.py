@@ -54,7 +54,10 @@ def status(out: Path) -> Status:
     rows: dict[str, dict[str, Any]] = {}
     run: dict[str, Any] = {}
     for part in parts(out) if out.is_dir() else []:
-        told, found, _ = read_journal(part, "file")
+        try:
+            told, found, _ = read_journal(part, "file")
+        except FileNotFoundError:  # just merged into another
+            continue
         run = {**told, **run}
         rows |= found
     if not rows and not run:
