@@ -56,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         try:
             arguments = _parser().parse_args(argv)
-            arguments.argv = sys.argv[1:] if argv is None else argv
+            typed = sys.argv[1:] if argv is None else argv
+            arguments.command = shlex.join(["arkv", *map(str, typed)])
             arguments.run(arguments)
         finally:
             _flush()
@@ -561,17 +562,18 @@ def _generate_file(arguments: argparse.Namespace, recipe: Recipe) -> None:
         seed=arguments.seed,
         batch_size=arguments.batch_size or BATCH_SIZE,
     )
-    command = shlex.join(["arkv", *map(str, arguments.argv)])
     summary = run(
         description,
         resume=True,
         strict=True,
         log=False,
-        facts={"command": command},
+        facts={"command": arguments.command},
         progress=not arguments.quiet,
     )
     print(f"{out}: {summary.stats or summary}")
     _print_failures(summary, out)
+    if summary.failed:
+        raise ArkvError(f"{len(summary.failed)} of {summary.job} pictures could not be drawn")
 
 
 def _run(arguments: argparse.Namespace) -> None:
@@ -585,9 +587,11 @@ def _run(arguments: argparse.Namespace) -> None:
     description = dataclasses.replace(
         description, **{name: value for name, value in given.items() if value is not None}
     )
-    command = shlex.join(["arkv", *map(str, arguments.argv)])
     summary = run(
-        description, resume=arguments.resume, facts={"command": command}, progress=not arguments.quiet
+        description,
+        resume=arguments.resume,
+        facts={"command": arguments.command},
+        progress=not arguments.quiet,
     )
     print(f"{description.out}: {summary}")
     _print_failures(summary, Path(description.out))
@@ -699,7 +703,7 @@ def _bench(arguments: argparse.Namespace) -> None:
         wanted = _bench_wanted(arguments, model)
         if not facts:
             facts = describe_machine(model.device)
-            facts["command"] = shlex.join(["arkv", *map(str, arguments.argv)])
+            facts["command"] = arguments.command
             facts["dtype"] = str(model.dtype).removeprefix("torch.")
             settings |= {key: facts.pop(key) for key in ("arkv", "torch", "transformers", "device", "dtype")}
             if arguments.json is not None:
@@ -883,7 +887,7 @@ def _eval(arguments: argparse.Namespace) -> None:
     Sampling(settings.guidance).check(model.spec.vocabulary)
     shared, facts = describe(model, settings)
     shared["loading"] = described(arguments)
-    facts["command"] = shlex.join(["arkv", *map(str, arguments.argv)])
+    facts["command"] = arguments.command
     journal = Journal(arguments.out, shared, facts)
     pending = [one for one in contenders if one.text not in journal.rows]
     if len(pending) < len(wanted) and not arguments.quiet:

@@ -22,6 +22,7 @@ import arkv
 from arkv import registry
 from arkv.cli import _parser, main
 from arkv.decoder import Decoder
+from arkv.errors import NumericalError
 from arkv.job import picture_seed
 from arkv.layouts import LAYOUTS
 
@@ -434,6 +435,24 @@ def test_layouts_of_the_command_are_those_there_are() -> None:
         _parser().parse_args(["generate", "--prompts-file", "x", "--out", "x", "--layout", layout])
     with pytest.raises(SystemExit):
         _parser().parse_args(["generate", "--prompts-file", "x", "--out", "x", "--layout", "round"])
+
+
+def test_a_picture_that_could_not_be_drawn_is_told_and_no_success(
+    model: Letters, listed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    generate, bad = Decoder.generate, picture_seed(0, 4)
+
+    def broken(self: Decoder, prompts: Any, *, seeds: Any, **named: Any) -> Any:
+        if bad in seeds:
+            raise NumericalError("not finite")
+        return generate(self, prompts, seeds=seeds, **named)
+
+    monkeypatch.setattr(Decoder, "generate", broken)
+    assert main(command(listed, tmp_path / "out")) == 1
+    out, err = capsys.readouterr()
+    assert out.endswith("picture 4: not finite\n")
+    assert err == "arkv: error: 1 of 10 pictures could not be drawn\n"
+    assert len(list((tmp_path / "out").rglob("*.png"))) == 9
 
 
 def test_a_list_and_a_prompt_exclude_each_other(capsys: pytest.CaptureFixture[str]) -> None:
