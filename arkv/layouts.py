@@ -138,14 +138,22 @@ class Layout:
         return
 
 
-class GenEval(Layout):
+class ByPrompt(Layout):
+    """Pictures numbered prompt by prompt, four of each where nobody says another number."""
+
+    samples = 4
+
+    def prompt_of(self, number: int, prompts: int, samples: int) -> int:
+        """The samples of a prompt follow one another."""
+        return number // samples
+
+
+class GenEval(ByPrompt):
     """A folder a prompt with its record, as `evaluation/evaluate_images.py` of GenEval walks through them.
 
     Source: github.com/djghosh13/geneval. Four samples a prompt; `grid.png`, which the authors' generator also
     writes, is not read by the evaluator and left out.
     """
-
-    samples = 4
 
     def check(self, prompts: Sequence[Prompt], samples: int) -> None:
         """Look for the records.
@@ -158,10 +166,6 @@ class GenEval(Layout):
                 f"{bad[0].where} has no record of GenEval, which its layout needs: give its "
                 "evaluation_metadata.jsonl or take --layout flat"
             )
-
-    def prompt_of(self, number: int, prompts: int, samples: int) -> int:
-        """The samples of a prompt follow one another."""
-        return number // samples
 
     def files(self, prompts: Sequence[Prompt], samples: int, order: Sequence[int]) -> list[PictureFile]:
         """A file a picture, in the folder of its prompt."""
@@ -178,14 +182,12 @@ class GenEval(Layout):
         }
 
 
-class DPGBench(Layout):
+class DPGBench(ByPrompt):
     """A file a prompt, as `dpg_bench/compute_dpg_bench.py` of DPG-Bench cuts them up.
 
     Source: github.com/TencentQQGYLab/ELLA. The first `--pic-num` of these places are looked at, each
     `--resolution` pixels wide and high: top left, top right, bottom left, bottom right.
     """
-
-    samples = 4
 
     def check(self, prompts: Sequence[Prompt], samples: int) -> None:
         """Look at the number of samples and at the names.
@@ -205,10 +207,6 @@ class DPGBench(Layout):
             if not prompt.name or prompt.name.startswith(".") or {"/", "\\", "\0"} & set(prompt.name):
                 raise ArkvError(f"{prompt.where} is named {prompt.name!r}, which no file can be")
             seen[prompt.name] = prompt.where
-
-    def prompt_of(self, number: int, prompts: int, samples: int) -> int:
-        """The samples of a prompt follow one another."""
-        return number // samples
 
     def files(self, prompts: Sequence[Prompt], samples: int, order: Sequence[int]) -> list[PictureFile]:
         """All samples of a prompt in one file."""

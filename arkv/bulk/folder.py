@@ -58,7 +58,6 @@ class Folder:
 
     Attributes:
         rows: what is done, by file.
-        run: what the index says of the run that began it.
 
     Raises:
         ArkvError: the folder holds something else, was begun with other settings, or cannot be written.
@@ -76,10 +75,8 @@ class Folder:
         self.path, self.job = path, job
         settings = {**job.settings, **account}
         self._journal = Journal(path / part_name(part), settings, facts, key="file")
-        self.run = self._journal.run
-        self.rows: dict[str, dict[str, Any]] = {}
+        self.rows = dict(self._journal.rows)
         self._read: dict[Path, int] = {}
-        self.rows |= self._journal.rows
         for other in parts(path):
             if other != self._journal.path:
                 run, rows, self._read[other] = read_journal(other, "file")

@@ -20,7 +20,7 @@ from arkv.bulk.description import Description
 from arkv.bulk.energy import energy_used
 from arkv.bulk.folder import INDEX, LOG, Folder, InUse, check_folder, parts, units_with
 from arkv.bulk.log import EventLog
-from arkv.bulk.worker import Worker, develop
+from arkv.bulk.worker import Worker, develop, refusal
 from arkv.decoder import Decoder, Statistics, check_batch_size
 from arkv.errors import ArkvError, PromptError, Terminated
 from arkv.job import Job
@@ -138,7 +138,7 @@ def prepare(description: Description, job: Job, model: Model, decoder: Decoder |
                 f"batch_size is 'auto': the engine {description.engine} needs a number, the same for all "
                 "workers; 'arkv estimate' says what a batch takes"
             )
-        fine = [each.prompt for each in job.prompts if is_fine(model, each)]
+        fine = [each.prompt for each in job.prompts if refusal(model, each) is None]
         size = decoder.batch_that_fits(fine * job.samples, checked.guided) if fine else 1
     return Prepared(
         replace(description, batch_size=size),
@@ -306,15 +306,6 @@ def _supervised(
     return summary
 
 
-def is_fine(model: Model, prompt: Prompt) -> bool:
-    """Whether a model can take a prompt."""
-    try:
-        model.check_prompts([prompt.prompt])
-    except PromptError:
-        return False
-    return True
-
-
 def check_prompts(model: Model, prompts: Sequence[Prompt]) -> None:
     """Look at every prompt before the first picture is begun.
 
@@ -322,10 +313,8 @@ def check_prompts(model: Model, prompts: Sequence[Prompt]) -> None:
         PromptError: one is not one that the model can take; says where it stands.
     """
     for prompt in {each.prompt: each for each in reversed(prompts)}.values():
-        try:
-            model.check_prompts([prompt.prompt])
-        except PromptError as error:
-            raise PromptError(f"{prompt.where}: {error}") from None
+        if (error := refusal(model, prompt)) is not None:
+            raise PromptError(f"{prompt.where}: {error}")
 
 
 def total(parts: Sequence[Statistics]) -> Statistics:

@@ -55,8 +55,7 @@ def draw(prepared: Prepared, folder: Folder, held: InUse) -> Generator[int]:
     workers = _workers(description.workers, description.recipe.device)
     with tempfile.TemporaryDirectory() as place:
         job, alive, said = (Path(place) / name for name in ("job.yaml", "driver", "said"))
-        values = {name: list(v) if isinstance(v, tuple) else v for name, v in description.values().items()}
-        job.write_text(yaml.safe_dump(values), encoding="utf-8")
+        job.write_text(yaml.safe_dump(description.values()), encoding="utf-8")
         launch = ["--standalone", "--nproc-per-node", str(workers), "--max-restarts", str(RESTARTS)]
         module = ["-m", "arkv.bulk.torchrun", str(job)]
         command = [sys.executable, "-m", "torch.distributed.run", *launch, *module]

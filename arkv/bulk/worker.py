@@ -19,6 +19,7 @@ from arkv.instruments import used_memory
 from arkv.job import Job
 from arkv.layouts import Picture, PictureFile
 from arkv.model import Model
+from arkv.prompts import Prompt
 
 NOT_ALONE = "another picture of its file could not be drawn"
 
@@ -34,6 +35,15 @@ class Drawn:
 
     tokens: dict[int, Tensor]
     failed: dict[int, str]
+
+
+def refusal(model: Model, prompt: Prompt) -> PromptError | None:
+    """Why a model cannot take a prompt; None if it can."""
+    try:
+        model.check_prompts([prompt.prompt])
+    except PromptError as error:
+        return error
+    return None
 
 
 class Worker:
@@ -78,13 +88,10 @@ class Worker:
 
     def _is_fine(self, number: int, drawn: Drawn) -> bool:
         """Whether the model can take a picture's prompt."""
-        prompt = self._job.prompt(number)
-        try:
-            self._decoder.model.check_prompts([prompt.prompt])
-        except PromptError as error:
+        error = refusal(self._decoder.model, self._job.prompt(number))
+        if error is not None:
             self._fails(number, error, drawn)
-            return False
-        return True
+        return error is None
 
     def _decode(self, numbers: Sequence[int], drawn: Drawn) -> None:
         """Decode pictures together, or in parts if that does not go."""
@@ -180,10 +187,7 @@ def develop(
             content = job.placing.content(pictures, texts)
             row |= {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         else:
-            rest = {
-                str(picture.number): "another picture of its file could not be drawn" for picture in pictures
-            }
-            failed = {**rest, **failed}
+            failed = {**{str(picture.number): NOT_ALONE for picture in pictures}, **failed}
         if failed:
             row["failed"] = failed
         yield Made(file.file, content, row)
