@@ -176,9 +176,11 @@ def _parquet(path: Path) -> Iterator[Prompt]:
     except ImportError:
         raise ArkvError(f"{path} needs pyarrow: pip install 'arkv[parquet]'") from None
     try:
-        table = parquet.read_table(path)
+        with path.open("rb") as file:
+            table = parquet.read_table(file)
     except (OSError, ArrowException) as error:
-        raise ArkvError(f"cannot read {path}: {' '.join(str(error).split())}") from None
+        told = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise ArkvError(f"cannot read {path}: {told}") from None
     columns = [name.casefold() for name in table.column_names]
     caption, name = _column(columns, CAPTION_COLUMNS), _column(columns, NAME_COLUMNS)
     if caption is None:

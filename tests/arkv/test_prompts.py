@@ -101,6 +101,11 @@ def test_a_table_has_prompts_in_a_column(tmp_path: Path) -> None:
     parquet.write_table(pyarrow.table({"text": ["a"]}), path)
     with pytest.raises(ArkvError, match="has the columns text: expected one that is named caption or prompt"):
         read_prompts(path)
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(ArkvError, match="cannot read .*Parquet magic bytes"):
+        read_prompts(path)
+    with pytest.raises(ArkvError, match=r"cannot read .*none\.parquet: No such file or directory"):
+        read_prompts(tmp_path / "none.parquet")
     path.write_bytes(b"x")
     with pytest.raises(ArkvError, match="cannot read"):
         read_prompts(path)
