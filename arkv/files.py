@@ -5,14 +5,27 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from arkv.errors import ArkvError
 
 if TYPE_CHECKING:
     from PIL import Image
+
+THREADS = 8
+"""Files that are made or read at a time: compressing, hashing and the disk leave the interpreter alone."""
+
+Item = TypeVar("Item")
+Made = TypeVar("Made")
+
+
+def in_threads(work: Callable[[Item], Made], items: Iterable[Item]) -> list[Made]:
+    """What some work that the interpreter has little part in makes of each item, in order."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        return list(pool.map(work, items))
 
 
 def part_of(path: Path) -> Path:

@@ -65,6 +65,7 @@ def captured(work: Callable[[], None], pool: Any) -> Callable[[], None]:
         What does it.
     """
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool):
+    # What other threads do on streams of their own, such as drawing pixels, is not part of it and may go on.
+    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
         work()
     return graph.replay

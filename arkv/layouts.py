@@ -29,7 +29,7 @@ import numpy
 from PIL import Image
 
 from arkv.errors import ArkvError
-from arkv.files import part_of, png
+from arkv.files import in_threads, part_of, png
 from arkv.prompts import Prompt
 
 SHARD = 256
@@ -283,12 +283,12 @@ class WebDataset(Shards):
         """An archive without dates or owners."""
         buffer = io.BytesIO()
         with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-            for picture in pictures:
+            for picture, file in zip(pictures, png_files(pictures), strict=True):
                 prompt = picture.prompt
                 told = {"prompt": prompt.prompt, "name": prompt.name, "seed": picture.seed, **texts}
                 kind = "cls" if isinstance(prompt.prompt, int) else "txt"
                 members = {
-                    "png": picture.png({}),
+                    "png": file,
                     kind: str(prompt.prompt).encode(),
                     "json": json.dumps(told).encode(),
                 }
@@ -323,7 +323,10 @@ class Parquet(Shards):
         import pyarrow
         import pyarrow.parquet
 
-        files = [{"bytes": picture.png({}), "path": f"{picture.number:09d}.png"} for picture in pictures]
+        files = [
+            {"bytes": file, "path": f"{picture.number:09d}.png"}
+            for picture, file in zip(pictures, png_files(pictures), strict=True)
+        ]
         table = pyarrow.table(
             {
                 "number": pyarrow.array([picture.number for picture in pictures], pyarrow.int64()),
@@ -341,6 +344,11 @@ class Parquet(Shards):
         # Pictures are compressed already.
         pyarrow.parquet.write_table(table.replace_schema_metadata(told), buffer, compression="none")
         return buffer.getvalue()
+
+
+def png_files(pictures: Sequence[Picture]) -> list[bytes]:
+    """PNG files that say prompt and seed."""
+    return in_threads(lambda picture: picture.png({}), pictures)
 
 
 def write_npz(path: Path, pictures: Sequence[Path], side: int | None = None) -> None:

@@ -8,7 +8,6 @@ import itertools
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 from arkv.bulk.log import read_events
 from arkv.errors import ArkvError
-from arkv.files import write_whole
+from arkv.files import in_threads, write_whole
 from arkv.job import Job
 from arkv.journal import Journal, check_settings, read_journal
 from arkv.layouts import PictureFile
@@ -24,7 +23,7 @@ from arkv.layouts import PictureFile
 INDEX = "index.jsonl"
 LOG = "log.jsonl"
 LOCK = ".lock"
-READERS = 8
+READ = 1000  # files that are to be read at a time
 PATIENCE = 1.0  # seconds that somebody may look whether a folder is in use
 
 
@@ -107,11 +106,10 @@ class Folder:
             ArkvError: one cannot be deleted.
         """
         bad = []
-        with ThreadPoolExecutor(READERS) as pool:
-            rows = iter(list(self.rows.values()))
-            while some := list(itertools.islice(rows, 100 * READERS)):
-                same = pool.map(lambda row: _is_the_same(self.path, row), some)
-                bad += [row["file"] for row, unchanged in zip(some, same, strict=True) if not unchanged]
+        rows = iter(list(self.rows.values()))
+        while some := list(itertools.islice(rows, READ)):
+            same = in_threads(lambda row: _is_the_same(self.path, row), some)
+            bad += [row["file"] for row, unchanged in zip(some, same, strict=True) if not unchanged]
         for name in bad:
             del self.rows[name]
             try:

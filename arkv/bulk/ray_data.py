@@ -151,7 +151,7 @@ class DevelopActor:
 
 def _files(prepared: Prepared, model: Model, number: int, drawn: Drawn, events: list[Any]) -> Batch:
     unit = prepared.units[number]
-    made = list(develop(model, prepared.job, prepared.texts, unit, drawn))
+    made = develop(model, prepared.job, prepared.texts, unit, drawn)
     return {
         "file": [each.file for each in made],
         "content": [each.content or b"" for each in made],

@@ -20,7 +20,8 @@ from arkv.bulk.description import Description
 from arkv.bulk.energy import energy_used
 from arkv.bulk.folder import INDEX, LOG, Folder, InUse, check_folder, parts, units_with
 from arkv.bulk.log import EventLog
-from arkv.bulk.worker import Worker, develop, refusal
+from arkv.bulk.overlap import draw_into
+from arkv.bulk.worker import Worker, refusal
 from arkv.decoder import Decoder, Statistics, check_batch_size
 from arkv.errors import ArkvError, PromptError, Terminated
 from arkv.job import Job
@@ -220,10 +221,8 @@ def _in_process(
     worker = prepared.worker(decoder, events)
 
     def draw() -> Generator[int]:
-        units = prepared.units
-        for number in units_with(units, folder.missing()):
-            drawn = worker.draw(units[number])
-            yield folder.write(develop(decoder.model, job, prepared.texts, units[number], drawn))
+        numbers = units_with(prepared.units, folder.missing())
+        yield from draw_into(folder, prepared, decoder.model, worker, numbers)
 
     summary = _supervised(prepared, folder, events, progress, draw)
     return replace(summary, stats=total(worker.stats) if worker.stats else None)

@@ -136,8 +136,8 @@ def main() -> int:
     from arkv.bulk.description import read_description
     from arkv.bulk.folder import LOG, InUse, units_with
     from arkv.bulk.log import EventLog
+    from arkv.bulk.overlap import draw_into
     from arkv.bulk.runner import prepare
-    from arkv.bulk.worker import develop
 
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     description = read_description(Path(sys.argv[1]))
@@ -151,11 +151,10 @@ def main() -> int:
             prepared = prepare(description, job, decoder.model)
             folder = prepared.folder(rank + 1)
             worker = prepared.worker(decoder, events)
-            units = prepared.units
-            for number in units_with(units, folder.missing()):
-                if number % world == rank:
-                    drawn = worker.draw(units[number])
-                    folder.write(develop(decoder.model, job, prepared.texts, units[number], drawn))
+            missing = units_with(prepared.units, folder.missing())
+            mine = [number for number in missing if number % world == rank]
+            for _ in draw_into(folder, prepared, decoder.model, worker, mine):
+                pass
     except ArkvError as error:
         events.write("stopped", kind=type(error).__name__, reason=str(error))
         sys.stderr.write(f"arkv: error: {error}\n")

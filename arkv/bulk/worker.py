@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import gc
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
 from arkv.bulk.folder import Made
 from arkv.bulk.log import EventLog
 from arkv.decoder import Decoder, Result, Statistics, images
 from arkv.errors import ArkvError, NumericalError, PromptError, is_out_of_memory
+from arkv.files import in_threads
 from arkv.instruments import used_memory
 from arkv.job import Job
 from arkv.layouts import Picture, PictureFile
@@ -151,7 +153,7 @@ class Worker:
 
 def develop(
     model: Model, job: Job, texts: Mapping[str, str], unit: Sequence[PictureFile], drawn: Drawn
-) -> Iterator[Made]:
+) -> list[Made]:
     """The files of a unit and their lines in the index.
 
     Args:
@@ -161,33 +163,42 @@ def develop(
         unit: its files.
         drawn: the tokens of their pictures.
 
-    Yields:
+    Returns:
         What is to be written, file by file.
     """
     numbers = list(drawn.tokens)
     pixels = images(model, torch.stack([drawn.tokens[number] for number in numbers])) if numbers else []
     image_of = dict(zip(numbers, pixels, strict=True))
-    for file in unit:
-        pictures = [
-            Picture(number, image_of[number], job.prompt(number), job.picture_seed(number))
-            for number in file.pictures
-            if number in image_of
-        ]
-        prompts = [job.prompt(number) for number in file.pictures]
-        row: dict[str, Any] = {
-            "file": file.file,
-            "pictures": list(file.pictures),
-            "seeds": [job.picture_seed(number) for number in file.pictures],
-        }
-        if len({prompt.name for prompt in prompts}) == 1:
-            row |= {"prompt": prompts[0].prompt, "name": prompts[0].name}
-        failed = {str(number): drawn.failed[number] for number in file.pictures if number in drawn.failed}
-        content = None
-        if pictures and (not failed or job.placing.takes_some):
-            content = job.placing.content(pictures, texts)
-            row |= {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-        else:
-            failed = {**{str(picture.number): NOT_ALONE for picture in pictures}, **failed}
-        if failed:
-            row["failed"] = failed
-        yield Made(file.file, content, row)
+    return in_threads(lambda file: _made(job, texts, file, image_of, drawn.failed), unit)
+
+
+def _made(
+    job: Job,
+    texts: Mapping[str, str],
+    file: PictureFile,
+    image_of: Mapping[int, Image],
+    why_not: Mapping[int, str],
+) -> Made:
+    pictures = [
+        Picture(number, image_of[number], job.prompt(number), job.picture_seed(number))
+        for number in file.pictures
+        if number in image_of
+    ]
+    prompts = [job.prompt(number) for number in file.pictures]
+    row: dict[str, Any] = {
+        "file": file.file,
+        "pictures": list(file.pictures),
+        "seeds": [job.picture_seed(number) for number in file.pictures],
+    }
+    if len({prompt.name for prompt in prompts}) == 1:
+        row |= {"prompt": prompts[0].prompt, "name": prompts[0].name}
+    failed = {str(number): why_not[number] for number in file.pictures if number in why_not}
+    content = None
+    if pictures and (not failed or job.placing.takes_some):
+        content = job.placing.content(pictures, texts)
+        row |= {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    else:
+        failed = {**{str(picture.number): NOT_ALONE for picture in pictures}, **failed}
+    if failed:
+        row["failed"] = failed
+    return Made(file.file, content, row)
