@@ -25,6 +25,9 @@ from arkv.store import Store
 LONGEST_PROMPTS = 8
 """Prompts that are encoded to find the batch that fits."""
 
+LENGTHS = 16
+"""If compiled, condition tokens with padding are a multiple of this: prompts share what is compiled."""
+
 OnLine = Callable[[range, int, list[Image.Image]], None]
 
 
@@ -198,7 +201,7 @@ class Decoder:
                 if start and self.compile != "none":
                     # A short last batch is filled up: a shape of its own would be compiled anew.
                     rows += [rows[-1]] * (size - len(rows))
-                condition = self.model.condition([prompts[i] for i in rows], sampling.guided)
+                condition = self._condition([prompts[i] for i in rows], sampling.guided)
                 loop = self._loop_for(condition, len(rows), sampling.guided)
                 uniforms = picture_uniforms([seeds[i] for i in rows], total)
                 for line in loop.sample_(condition, uniforms, sampling):
@@ -256,7 +259,7 @@ class Decoder:
             or int(tokens.max()) >= spec.vocabulary
         ):
             raise ArkvError(f"tokens must be whole numbers from 0 to {spec.vocabulary - 1}")
-        condition = self.model.condition(prompts, sampling.guided)
+        condition = self._condition(prompts, sampling.guided)
         loop = self._loop_for(condition, len(prompts), sampling.guided)
         tokens = tokens.to(self.model.device, torch.long)
         scale = torch.tensor(guidance, dtype=torch.float32, device=self.model.device)
@@ -286,12 +289,21 @@ class Decoder:
         # Every batch is padded to its own longest prompt. Encoding all of them now may take long, so a few of
         # the longest texts speak for the rest; what one of those is off by, `KEPT_FREE` has room for.
         texts = sorted(prompts, key=lambda prompt: len(str(prompt)))[-LONGEST_PROMPTS:]
-        longest = self.model.condition(texts, False).mask.shape[1]
+        longest = self._condition(texts, False).mask.shape[1]
         usable = usable_memory(self.model.device)
         if usable is None:
             return len(prompts)
         fits = pictures_within(usable, self.model, self.policy, guided, longest, self.kv_dtype)
         return max(1, min(fits, len(prompts)))
+
+    def _condition(self, prompts: Sequence[Any], guided: bool) -> Condition:
+        """The condition tokens; where every length is compiled anew, of one of a few lengths."""
+        condition = self.model.condition(prompts, guided)
+        length = condition.mask.shape[1]
+        if self.compile == "none":
+            return condition
+        rounded = -(-length // LENGTHS) * LENGTHS
+        return condition.padded(max(length, min(rounded, self.model.spec.max_condition)))
 
     def _loop_for(self, condition: Condition, pictures: int, guided: bool) -> Loop:
         """The loop of this batch shape; the last one is kept, with its store and its graphs."""

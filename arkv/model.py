@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from typing_extensions import Self
 
 from arkv.grid import Grid
@@ -74,6 +75,19 @@ class Condition:
     embeddings: Tensor
     mask: Tensor
     rotation: Tensor
+
+    def padded(self, length: int) -> Condition:
+        """The same with more padding in front.
+
+        Args:
+            length: condition tokens of a row then, not less than there are.
+        """
+        more = length - self.mask.shape[1]
+        return Condition(
+            pad(self.embeddings, (0, 0, more, 0)),
+            pad(self.mask, (more, 0)),
+            pad(self.rotation, (0, 0, more, 0)),
+        )
 
 
 class Block(Protocol):

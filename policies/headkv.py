@@ -33,7 +33,7 @@ from arkv.policy import (
     rank_in_head,
     resolve_budget,
 )
-from arkv.store import CachePlan, Store
+from arkv.store import CONDITION, CachePlan, Store
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,16 +110,23 @@ class HeadKV(RankedPolicy):
         spared = 0.0 if self.redistribute else self.local_share * (uniform.budget - self.recent_tokens(grid))
         return CachePlan(budget=round(uniform.budget - spared), period=uniform.period, shared=True)
 
-    def grouping_step(self, store: Store) -> int:
-        """Visual tokens decoded when heads are grouped: a line end at which none has been given up yet."""
+    def grouping_step(self, store: Store) -> Tensor:
+        """Visual tokens decoded when heads are grouped: a line end at which none has been given up yet.
+
+        Returns:
+            int64 `[layers, rows, kv_heads]`, for all heads of a row the same.
+        """
         plan, tokens = store.plan, store.grid.tokens
         assert isinstance(plan.budget, int)
         warmup = self.warmup
         if warmup is None:
             warmup = 100 if tokens <= 576 else 300 if tokens <= 2352 else 500
-        warm = -(-max(1, warmup - store.condition) // plan.period)
-        full = plan.budget // plan.period + 1
-        return min(warm, full) * plan.period
+        # A row's own condition tokens: how much padding it has depends on what else is in the batch.
+        condition = self.of_picture(store, store.sum_by_head(store.position == CONDITION).long())
+        if self.share_rows and store.guided:
+            condition = condition // 2
+        lines = -((condition - warmup).clamp(max=-1) // plan.period)
+        return lines.clamp(max=plan.budget // plan.period + 1) * plan.period
 
     def observe(self, store: Store, seen: Observation, step: Tensor) -> None:
         """Sum up the line's scores; group the heads when the time has come."""

@@ -428,6 +428,26 @@ def test_a_short_last_batch_is_filled_up_when_compiled(monkeypatch: pytest.Monke
     assert torch.equal(filled.tokens, decoder("full").generate(PROMPTS, batch_size=3).tokens)
 
 
+def test_lengths_are_rounded_up_when_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("arkv.loop.compiled", lambda function, mode: function)
+    monkeypatch.setattr("arkv.decoder.LENGTHS", 3)
+    made, eager = (Decoder(Tiny(), build("linear", 16), compile=mode) for mode in ("inductor", "none"))
+    most = made.model.spec.max_condition
+    assert most % 3 != 0
+    loops = []
+    for words in range(most):
+        prompts = [tuple(range(words)), ()]
+        tokens = eager.generate(prompts).tokens
+        assert torch.equal(made.generate(prompts).tokens, tokens)
+        torch.testing.assert_close(
+            made.teacher_force(prompts, tokens, guidance=1.5).raw,
+            eager.teacher_force(prompts, tokens, guidance=1.5).raw,
+        )
+        if not loops or made._loop is not loops[-1]:
+            loops.append(made._loop)
+    assert [loop.store.condition for loop in loops] == [*range(3, most, 3), most]
+
+
 def test_seeds_differ_beyond_32_bits() -> None:
     low, high = (decoder("full").generate(PROMPTS[:1], seeds=[seed]).tokens for seed in (5, 5 + 2**32))
     assert not torch.equal(low, high)

@@ -127,7 +127,7 @@ def test_heads_are_grouped_once_and_for_each_row() -> None:
     policy = HeadKV(budget=12, window=6, warmup=9, tau=0.35)
     before, rows_differ = None, False
     for decoded, _, _, store, _ in drive(policy, SPEC, lambda heads, _: None, rows=4):
-        if decoded >= policy.grouping_step(store):
+        if decoded >= policy.grouping_step(store).amax():
             now = store["local"].clone()
             assert before is None or torch.equal(now, before)
             before = now
@@ -161,7 +161,20 @@ def test_the_papers_warm_up(grid: Grid, condition: int, ratio: str, step: int) -
     spec = replace(SPEC, grid=grid, layers=1)
     policy = HeadKV(ratio=ratio)
     store = Store(spec, policy.plan(grid, spec), 1, condition, {}, torch.float32)
-    assert policy.grouping_step(store) == step
+    store.reset_(torch.ones(1, condition, dtype=torch.bool))
+    assert policy.grouping_step(store).unique().tolist() == [step]
+
+
+def test_padding_is_no_condition() -> None:
+    """What else is in a batch decides how far a row is padded, and must not decide when it is grouped."""
+    policy, spec = HeadKV(ratio="1/4"), replace(SPEC, grid=Grid(24, 24), layers=1)
+    store = Store(spec, policy.plan(spec.grid, spec), 2, 30, {}, torch.float32, guided=True)
+    mask = torch.ones(2, 30, dtype=torch.bool)
+    mask[1, :-1] = False
+    store.reset_(mask)
+    assert policy.grouping_step(store)[0, :, 0].tolist() == [72, 120]
+    together = replace(policy, share_rows=True)  # 15 condition tokens on average, 85 visual ones
+    assert together.grouping_step(store)[0, :, 0].tolist() == [96, 96]
 
 
 def test_the_window_is_two_lines_or_one() -> None:
