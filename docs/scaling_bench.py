@@ -34,26 +34,30 @@ def main() -> None:
         described = Description(str(prompts), f"{place}/bare", RECIPE, batch_size=asked.batch_size)
         facts = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {datetime.now():%Y-%m-%d}"
         print(f"{asked.pictures} pictures in batches of {asked.batch_size}, {facts}")
-        print("engine      workers ms a picture of bare  all, s MB, 1st half    2nd")
-        baseline = bare(described)
-        print(f"{'bare loop':11} {1:7} {1e3 * baseline:12.2f} {1:7.3f}")
+        print("engine      workers ms a picture of bare not decoding  all, s MB, 1st half    2nd", flush=True)
+        baseline, decoding = bare(described)
+        print(f"{'bare loop':11} {1:7} {1e3 * baseline:12.2f} {1:7.3f} {1 - decoding:12.1%}", flush=True)
         for engine, _, workers in (each.partition(":") for each in asked.engines.split(",")):
             changes = {"engine": engine, "workers": int(workers), "out": f"{place}/{engine}{workers}"}
             begun = time.perf_counter()
             run(Description.from_values({**described.values(), **changes}))
             total = time.perf_counter() - begun
-            each, halves = steady(Path(changes["out"]))
+            each, decoding, halves = steady(Path(changes["out"]), int(workers))
             memory = " ".join(f"{half / 1e6:{width}.0f}" for half, width in zip(halves, (12, 6), strict=True))
-            print(f"{engine:11} {workers:>7} {1e3 * each:12.2f} {each / baseline:7.3f} {total:7.1f} {memory}")
+            shares = f"{each / baseline:7.3f} {1 - decoding:12.1%}"
+            print(f"{engine:11} {workers:>7} {1e3 * each:12.2f} {shares} {total:7.1f} {memory}", flush=True)
 
 
-def bare(described: Description) -> float:
-    """Seconds a picture of a loop without index, log or resuming, behind the first batch, which compiles."""
+def bare(described: Description) -> tuple[float, float]:
+    """Seconds a picture of a loop without index, log or resuming, and the share of them that is decoding.
+
+    Counted from the end of the first batch, which compiles.
+    """
     job, decoder = described.job(), described.recipe.load_decoder()
     sampling, folder = described.recipe.sampling(decoder.model), Path(described.out)
     folder.mkdir()
     first, *rest = job.units(int(described.batch_size))
-    begun = 0.0
+    begun = decoding = 0.0
     for unit in (first, *rest):
         numbers = [number for file in unit for number in file.pictures]
         result = decoder.generate(
@@ -63,13 +67,15 @@ def bare(described: Description) -> float:
         )
         for file, image in zip(unit, result.images, strict=True):
             image.save(folder / file.file)
+        decoding += result.stats.seconds
         if unit is first:
-            begun = time.perf_counter()
-    return (time.perf_counter() - begun) / sum(len(unit) for unit in rest)
+            begun, decoding = time.perf_counter(), 0.0
+    seconds = time.perf_counter() - begun
+    return seconds / sum(len(unit) for unit in rest), decoding / seconds
 
 
-def steady(out: Path) -> tuple[float, tuple[float, float]]:
-    """Seconds a picture once every worker has finished its first batch, and memory in both halves of that."""
+def steady(out: Path, workers: int) -> tuple[float, float, tuple[float, float]]:
+    """The same of a run, from the end of the last worker's first batch; and memory in both halves of it."""
     events = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     batches = [event for event in events if event["event"] == "batch"]
     firsts = {event["worker"]: event["time"] for event in reversed(batches)}
@@ -78,7 +84,9 @@ def steady(out: Path) -> tuple[float, tuple[float, float]]:
     seconds = (datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds()
     memory = [event["memory"] for event in later]
     halves = memory[: len(memory) // 2], memory[len(memory) // 2 :]
-    return seconds / sum(event["pictures"] for event in later), (median(halves[0]), median(halves[1]))
+    decoding = sum(event["seconds"] for event in later) / workers
+    pictures = sum(event["pictures"] for event in later)
+    return seconds / pictures, decoding / seconds, (median(halves[0]), median(halves[1]))
 
 
 if __name__ == "__main__":

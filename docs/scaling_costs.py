@@ -28,6 +28,16 @@ SIDE = 384
 
 GPUS = (1, 8, 64, 256, 1024)
 
+CAPTIONS, CAPTION_TOKENS = 16, 20
+FLAN_T5_XL = {
+    "d_model": 2048,
+    "d_kv": 64,
+    "d_ff": 5120,
+    "num_layers": 24,
+    "num_heads": 32,
+    "feed_forward_proj": "gated-gelu",
+}
+
 Result = TypeVar("Result")
 
 
@@ -84,6 +94,7 @@ def main() -> None:
             print(f"{layout + ': index':30} {lines / asked.pictures:13.0f} bytes")
         size = sum(len(each.content or b"") for unit in made for each in unit) // asked.pictures
         _, sending = timed("Ray: worker to driver", asked.pictures, by_ray(asked, size))
+    encoding()
     most = 1 / (writing["flat"] + sending), 1 / (writing["webdataset"] + sending)
     for rate in map(float, asked.rates.split(",")):
         busy = rate * making["flat"] * cores
@@ -93,6 +104,25 @@ def main() -> None:
             drawn = gpus * rate
             flat, archives = (min(drawn, bound) for bound in most)
             print(f"{gpus:4} {drawn:11,.0f} {drawn * size / 1e6:14,.0f} {flat:13,.0f} {archives:11,.0f}")
+
+
+def encoding() -> None:
+    """What LlamaGen's text encoder takes beside a picture's tokens, both with random weights."""
+    from transformers import T5Config, T5EncoderModel
+
+    with torch.device("meta"):
+        empty = T5EncoderModel(T5Config(**FLAN_T5_XL)).to(torch.bfloat16)
+    encoder = empty.to_empty(device="cpu").eval()
+    for weight in encoder.parameters():
+        torch.nn.init.normal_(weight, std=0.02)
+    ids = torch.randint(32_000, (CAPTIONS, CAPTION_TOKENS))
+    model = arkv.load_model("llamagen-t2i-xl-256", random_weights=True, dtype=torch.bfloat16)
+    decoder = arkv.Decoder(model, arkv.load_policy("linear:ratio=1/6"))
+    states = list(torch.randn(CAPTIONS, CAPTION_TOKENS, encoder.config.d_model))
+    with torch.inference_mode():
+        encoder(ids)
+        timed("LlamaGen: a caption's T5 states", CAPTIONS, lambda: encoder(ids))
+    timed("LlamaGen: decoding, 256 tokens", CAPTIONS, lambda: decoder.generate(states, pixels=False))
 
 
 def timed(name: str, pictures: int, work: Callable[[], Result]) -> tuple[Result, float]:

@@ -320,9 +320,11 @@ class LlamaGen(Model):
         """States of every caption, `[tokens, width]`, in the model's dtype."""
         for prompt in prompts:
             self._check_caption(prompt)
-        texts = [prompt for prompt in prompts if isinstance(prompt, str)]
-        encoded = iter(self.encoder(texts) if self.encoder is not None and texts else [])
-        states = [next(encoded) if isinstance(prompt, str) else prompt for prompt in prompts]
+        # The samples of a prompt come together, and are encoded once.
+        texts = list(dict.fromkeys(prompt for prompt in prompts if isinstance(prompt, str)))
+        encoded = self.encoder(texts) if self.encoder is not None and texts else []
+        of_text = dict(zip(texts, encoded, strict=True))
+        states = [of_text[prompt] if isinstance(prompt, str) else prompt for prompt in prompts]
         return [x.to(self.device, self.dtype) for x in states]
 
     def embed(self, tokens: Tensor, position: Tensor) -> Tensor:

@@ -64,7 +64,8 @@ def draw(prepared: Prepared, folder: Folder, held: InUse) -> Generator[int]:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)  # Ray's own would end this process at once
     found = int(ray.cluster_resources().get("GPU" if gpus else "CPU", 1))
-    workers = description.workers or max(1, found if gpus else found - description.pixel_workers)
+    spare = max(1, found - description.pixel_workers)
+    workers = description.workers or (found if gpus else spare)
     ray.data.DataContext.get_current().enable_progress_bars = False  # there is one of our own
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     try:
@@ -77,7 +78,7 @@ def draw(prepared: Prepared, folder: Folder, held: InUse) -> Generator[int]:
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=min(workers, len(wanted))),
             num_gpus=gpus,
-            num_cpus=1,
+            num_cpus=1 if gpus else max(1, spare // workers),  # as many threads has an actor
         )
         if description.pixel_workers:
             files_of = files_of.map_batches(

@@ -503,6 +503,12 @@ def test_captions_go_through_the_text_encoder(tmp_path: Path) -> None:
     by_text = decoder.generate(texts, guidance=2.0)
     assert torch.equal(by_text.tokens, decoder.generate(states, guidance=2.0).tokens)
     assert by_text.images[0].size == (8, 8)
+    encoded: list[list[str]] = []
+    model.encoder.register_forward_pre_hook(lambda _, arguments: encoded.append(list(arguments[0])))
+    samples = [texts[1], texts[0], texts[1], states[2]]
+    again = decoder.generate(samples, seeds=[1, 0, 1, 2], guidance=2.0)
+    assert torch.equal(again.tokens, by_text.tokens[[1, 0, 1, 2]])
+    assert encoded == [[texts[1], texts[0]]], "a text is encoded once"
     model.check_prompts(model.example_prompts(5, 0))
 
     (tmp_path / "narrow").mkdir()
