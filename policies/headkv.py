@@ -125,6 +125,8 @@ class HeadKV(RankedPolicy):
         condition = self.of_picture(store, store.sum_by_head(store.position == CONDITION).long())
         if self.share_rows and store.guided:
             condition = condition // 2
+        # No more are cached by the end of the picture; a larger number may not fit into a tensor.
+        warmup = min(warmup, store.condition + tokens)
         lines = -((condition - warmup).clamp(max=-1) // plan.period)
         return lines.clamp(max=plan.budget // plan.period + 1) * plan.period
 

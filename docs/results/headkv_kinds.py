@@ -57,7 +57,6 @@ def main() -> None:
             print(f"{tokens:6} {shares[0]:12.0%} {shares[1]:10.0%} {shares[2]:31.0%}")
     policies: Mapping[str, HeadKV] = {
         "headkv": HeadKV(ratio="1/6"),
-        "headkv:scoring=softmax": HeadKV(ratio="1/6", scoring="softmax"),
         "none local": NoneLocal(ratio="1/6", local_share=0),
         "none local, scoring=softmax": NoneLocal(ratio="1/6", local_share=0, scoring="softmax"),
         "none local, scoring=softmax, stratum=0": NoneLocal(
