@@ -11,6 +11,7 @@ import logging
 import signal
 import threading
 from collections.abc import Generator
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy
@@ -18,7 +19,8 @@ import torch
 
 from arkv.bulk.folder import LOG, Made, units_with
 from arkv.bulk.log import EventList, EventLog
-from arkv.bulk.worker import Drawn, develop
+from arkv.bulk.worker import Drawn, Worker, develop
+from arkv.decoder import Decoder
 from arkv.errors import ArkvError
 
 if TYPE_CHECKING:
@@ -111,17 +113,23 @@ class DrawActor:
     """
 
     def __init__(self, prepared: Prepared, develops: bool) -> None:
-        self._prepared = prepared
-        self._units = self._prepared.units
-        self._decoder = self._prepared.description.recipe.load_decoder()
+        self._prepared, self._develops = prepared, develops
         self._events = EventList()
-        self._worker = self._prepared.worker(self._decoder, self._events)
-        self._develops = develops
+
+    @cached_property
+    def _decoder(self) -> Decoder:
+        # Not when the actor begins: a thread of its own makes the calls, and OpenMP keeps a team for every
+        # thread that has computed. With more threads in teams than cores, all sleep where they used to spin.
+        return self._prepared.description.recipe.load_decoder()
+
+    @cached_property
+    def _worker(self) -> Worker:
+        return self._prepared.worker(self._decoder, self._events)
 
     def __call__(self, batch: Batch) -> Batch:
         """A unit's number to its tokens, or to its files."""
         (number,) = batch["unit"].tolist()
-        drawn, events = self._worker.draw(self._units[number]), self._events.take()
+        drawn, events = self._worker.draw(self._prepared.units[number]), self._events.take()
         if self._develops:
             return _files(self._prepared, self._decoder.model, number, drawn, events)
         told = {"numbers": list(drawn.tokens), "failed": drawn.failed, "events": events}
