@@ -77,13 +77,14 @@ def main() -> None:
     print("\n                                ms a picture   pictures/s")
     with tempfile.TemporaryDirectory(dir=".") as place:
         prompts = Path(place) / "prompts.txt"
-        texts = arkv.load_model("scenes").example_prompts(asked.pictures, seed=0)
+        model = arkv.load_model("scenes")
+        texts = model.example_prompts(asked.pictures, seed=0)
         prompts.write_text("".join(f"{text}\n" for text in texts))
         making, writing = {}, {}
         for layout in ("flat", "webdataset"):
             out, recipe = f"{place}/{layout}", Recipe(model="scenes", policy="full")
             described = Description(str(prompts), out, recipe, layout=layout, batch_size=asked.batch_size)
-            prepared = prepare(described, described.job(), arkv.load_model("scenes"))
+            prepared = prepare(described, described.job(), model)
             made, making[layout] = timed(f"{layout}: PNG and SHA-256", asked.pictures, make(prepared))
             folder = prepared.folder()
             written = partial(list, map(folder.write, made))
