@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from arkv.quantization import dequantize, gather_slots
+from arkv.quantization import dequantize
 
 # Large enough to vanish in a softmax, finite so that a fully masked row stays a number.
 MASKED = -1e30
@@ -150,66 +150,73 @@ def _fused(x: Tensor) -> bool:
     return torch.compiler.is_compiling() and x.shape[2] == 1
 
 
-def block_attention(
+def ragged_attention(
     query: Tensor,
     keys: Tensor,
     values: Tensor,
     visible: Tensor,
-    slot: Tensor,
-    filled: Tensor,
-    head: Tensor,
+    owner: Tensor,
     kv_heads: int,
     needs: frozenset[str] = frozenset(),
     key_scale: Tensor | None = None,
     value_scale: Tensor | None = None,
 ) -> Attended:
-    """Softmax attention of one query a head over slots in any order, heads of any size.
+    """Softmax attention of one query a head over slots in any order, each the slot of any head.
 
-    Every block of slots belongs to one head. Each is attended to by itself and the parts of a head are put
-    together by their greatest scores and their sums, so a slot is read once and no head waits for another.
+    Keys and values are read once, where they lie: a slot meets the queries of its own head only, and a sum
+    over values has weights of zero for the slots of other heads.
 
     Args:
         query: `[rows, heads, head_dim]`.
         keys: `[rows, slots, head_dim]`, a leaf of the store.
         values: as `keys`.
         visible: bool `[rows, slots]`; slots where it is False get no weight.
-        slot: int64 `[1 or rows, blocks * size]`, the slots of the blocks (see `arkv.store.Blocks`).
-        filled: bool, as `slot`: where a block has a slot.
-        head: int64 `[1 or rows, blocks]`, the key head of each block.
+        owner: int64 `[1 or rows, slots]`, the key head that each slot belongs to; `kv_heads` for one of
+            nobody's, which gets no weight.
         kv_heads: key heads; divides `heads`.
         needs: "mass" and "scores", as far as they are wanted.
         key_scale: float32 `[rows, slots]`, by which keys of eight bits are multiplied; None for others.
         value_scale: likewise for values.
     """
-    rows, blocks = len(query), head.shape[-1]
-    slot, filled, head = (x.expand(rows, -1) for x in (slot, filled, head))
     query = query.unflatten(1, (kv_heads, -1)) * query.shape[-1] ** -0.5
-    by_block = query.gather(1, head[..., None, None].expand(-1, -1, *query.shape[2:]))
     keys, values = (
-        dequantize(
-            gather_slots(x, slot), None if scale is None else scale.gather(1, slot), query.dtype
-        ).unflatten(1, (blocks, -1))
-        for x, scale in ((keys, key_scale), (values, value_scale))
+        dequantize(x, scale, query.dtype) for x, scale in ((keys, key_scale), (values, value_scale))
     )
-    seen = (visible.gather(1, slot) & filled).unflatten(1, (blocks, 1, -1))
-    scores = (by_block @ keys.transpose(-1, -2)).float()
-    masked = scores.masked_fill(~seen, MASKED)
-    greatest = masked.amax(-1)
-    weights = (masked - greatest[..., None]).exp().masked_fill(~seen, 0)
+    visible = visible & (owner < kv_heads)
+    member = owner[:, None] == torch.arange(kv_heads, device=owner.device)[:, None]
+    # Of any head that there is, where a slot is nobody's: it is hidden.
+    owner = owner.clamp(max=kv_heads - 1).expand(len(query), -1)
 
-    # One-hot products instead of scattered sums: the same result whenever it is computed.
-    member = head[:, None] == torch.arange(kv_heads, device=head.device)[:, None]
-    top = torch.where(member[..., None], greatest[:, None], MASKED).amax(2)
-    share = (greatest - top.gather(1, head[..., None].expand_as(greatest))).exp()
+    def of_owner(x: Tensor) -> Tensor:
+        """`[rows, kv_heads, group]` to `[rows, group, slots]`."""
+        return x.gather(1, owner[..., None].expand(-1, -1, x.shape[-1])).transpose(1, 2)
+
+    scores = scores_of_owner(query, keys, owner)
+    masked = scores.masked_fill(~visible[:, None], MASKED)
+    greatest = torch.where(member[:, :, None], masked[:, None], MASKED).amax(-1)
+    weights = (masked - of_owner(greatest)).exp().masked_fill(~visible[:, None], 0)
+    by_head = torch.where(member[:, :, None], weights[:, None], 0)
     # A head that sees nothing has no sum.
-    sums = (member.float() @ (weights.sum(-1) * share)).clamp(min=torch.finfo(torch.float32).tiny)
-    parts = (weights.to(values.dtype) @ values).float() * share[..., None]
-    output = (member.float() @ parts.flatten(2)).unflatten(2, parts.shape[2:]) / sums[..., None]
+    sums = by_head.sum(-1).clamp(min=torch.finfo(torch.float32).tiny)
+    output = (by_head.flatten(1, 2).to(values.dtype) @ values).float() / sums.flatten(1)[..., None]
+    mass = (weights / of_owner(sums)).sum(1) if "mass" in needs else None
+    raw = scores.masked_fill(~visible[:, None], 0).sum(1) if "scores" in needs else None
+    return Attended(output.to(values.dtype), mass, raw)
 
-    def by_slot(x: Tensor) -> Tensor:
-        return torch.zeros(visible.shape, device=x.device).scatter_add(1, slot, x.flatten(1))
 
-    scale = share / sums.gather(1, head[..., None].expand_as(share))
-    mass = by_slot((weights * scale[..., None]).sum(2)) if "mass" in needs else None
-    raw = by_slot(scores.masked_fill(~seen, 0).sum(2)) if "scores" in needs else None
-    return Attended(output.flatten(1, 2).to(values.dtype), mass, raw)
+def scores_of_owner(query: Tensor, keys: Tensor, owner: Tensor) -> Tensor:
+    """Dot products of each slot's key with the queries of its head.
+
+    Args:
+        query: `[rows, kv_heads, group, head_dim]`.
+        keys: `[rows, slots, head_dim]`.
+        owner: int64 `[rows, slots]`, key heads.
+
+    Returns:
+        float32 `[rows, group, slots]`.
+    """
+    if _fused(query):
+        own = query[:, :, 0].gather(1, owner[..., None].expand(-1, -1, query.shape[-1]))
+        return (own.float() * keys.float()).sum(-1)[:, None]
+    every = (query.flatten(1, 2) @ keys.transpose(-1, -2)).float().unflatten(1, query.shape[1:3])
+    return every.gather(1, owner[:, None, None].expand(-1, 1, every.shape[2], -1))[:, 0]

@@ -101,14 +101,14 @@ def estimate(
     of_heads = sizes_of(policy.head_fields, spec.grid).values()
     head_bytes = sum(kind.itemsize * prod(size) for kind, size in of_heads)
 
-    # Unequal heads have a table of their blocks, and attention gathers one layer's slots by it.
+    # Unequal heads have a table of their blocks, and in a layer each weighs every slot.
     unequal = plan.shared or any(len(set(layer)) > 1 for layer in plan.visual_slots(spec))
     places = widest + BLOCK * spec.kv_heads if unequal else 0
     owners = spec.layers * (rows if plan.shared else 1)
     layout = owners * (8 * widest + 9 * places + 8 * places // BLOCK)
     # As many slots of one layer are turned into the dtype of the products where they are stored narrower.
-    widened = 0 if stored == dtype else rows * max(widest, places) * 2 * spec.head_dim * dtype.itemsize
-    gathered = rows * places * slot_bytes + widened
+    widened = 0 if stored == dtype else rows * widest * 2 * spec.head_dim * dtype.itemsize
+    weighed = rows * spec.heads * widest * 4 * 4 if unequal else 0
 
     # One row's widest activations (inside of the MLP beside the residual stream), in float32 twice over.
     activations = 4 * 4 * (2 * spec.width + 3 * spec.hidden)
@@ -118,7 +118,7 @@ def estimate(
     seen = slots * 4 * len(policy.needs & {"mass", "scores"})
     seen += spec.layers * rows * spec.heads * spec.head_dim * 4 * ("queries" in policy.needs)
     logits = rows * spec.vocabulary * 4 * 6
-    step = rows * activations + 3 * scores + gathered + 2 * seen + logits
+    step = rows * activations + 3 * scores + weighed + widened + 2 * seen + logits
     return Estimate(
         # What has a dtype of its own, such as a picture decoder in float32, keeps it.
         weights=sum(

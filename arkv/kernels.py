@@ -20,7 +20,7 @@ from torch import Tensor
 
 from arkv import attention
 from arkv.attention import Attended
-from arkv.store import Blocks
+from arkv.store import Blocks, owners_of
 
 
 @cache
@@ -82,7 +82,10 @@ def block_attention(
     mass: Tensor | None = None,
     scores: Tensor | None = None,
 ) -> Attended:
-    """`arkv.attention.block_attention` by the operator `arkv::block_attention`.
+    """`arkv.attention.ragged_attention` by the operator `arkv::block_attention`.
+
+    Where the plain function asks for the head of each slot, the operator asks for the slots of each head, in
+    blocks: then no program meets a slot that is not its head's.
 
     Args:
         query: `[rows, heads, head_dim]`.
@@ -156,8 +159,9 @@ def _block_attention(
     value_scale: Tensor | None,
 ) -> Tensor:
     needs = _needs(mass, scores)
-    attended = attention.block_attention(
-        query, keys, values, visible, slot, filled, head, kv_heads, needs, key_scale, value_scale
+    owner = owners_of(Blocks(slot, filled, head), keys.shape[1], kv_heads)
+    attended = attention.ragged_attention(
+        query, keys, values, visible, owner, kv_heads, needs, key_scale, value_scale
     )
     return _written(attended, mass, scores)
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from arkv import kernels
-from arkv.attention import block_attention, causal_attention, slot_attention
+from arkv.attention import causal_attention, ragged_attention, slot_attention
 from arkv.errors import ArkvError, NumericalError
 from arkv.graphs import Replayed
 from arkv.model import Block, Condition, Model
@@ -114,7 +114,6 @@ class Loop:
             Leaves(*of_layer)
             for of_layer in zip(store.keys, store.values, store.key_scales, store.value_scales, strict=True)
         ]
-        self._blocks_of = [blocks_of_layer(store, layer) for layer in range(spec.layers)]
         self._steps = torch.arange(spec.grid.tokens, device=device)
         self._step = torch.zeros((), dtype=torch.long, device=device)
         self._slots = torch.zeros(
@@ -138,6 +137,7 @@ class Loop:
             self._logits = torch.zeros(rows, spec.vocabulary, device=device)
         # Where there are kernels, they write what a policy is shown to where it reads it.
         self._kernels = kernels.available(device)
+        self._layouts = [layout_of_layer(store, layer, self._kernels) for layer in range(spec.layers)]
         self._rooms = {
             name: torch.zeros(spec.layers, rows, store.slots, device=device)
             for name in sorted(policy.needs & {"mass", "scores"})
@@ -278,7 +278,7 @@ class Loop:
                 self._leaves[layer],
                 index[layer],
                 visible[layer],
-                self._blocks_of[layer],
+                self._layouts[layer],
                 store.kv_heads,
                 policy.needs,
                 reach,
@@ -417,7 +417,7 @@ def step_block(
     leaves: Leaves,
     index: Tensor,
     visible: Tensor,
-    blocks: Blocks | None,
+    layout: Blocks | Tensor | None,
     kv_heads: int,
     needs: frozenset[str],
     reach: Tensor | None,
@@ -433,7 +433,8 @@ def step_block(
         leaves: the layer's keys and values, written in place.
         index: int64 `[rows * kv_heads]`, the slots to write, from `Store.claim_`.
         visible: bool `[rows, pool]`, the new token's slots included.
-        blocks: where each head's slots are; None if the heads are equal and lie one after the other.
+        layout: whose each slot is (see `layout_of_layer`); None if the heads are equal and lie one after the
+            other.
         kv_heads: key heads.
         needs: what the policy wants to see.
         reach: `[n, 0]` where only the first `n` slots of a head can hold anything; None to read all. A
@@ -450,15 +451,16 @@ def step_block(
     write_(keys, index, key, key_scale)
     write_(values, index, value, value_scale)
     leaf = (query[:, 0], keys, values, visible)
-    if with_kernels and blocks is None:
-        attended = kernels.slot_attention(*leaf, kv_heads, needs, key_scale, value_scale, **rooms)
-    elif with_kernels and blocks is not None:
-        attended = kernels.block_attention(*leaf, *blocks, kv_heads, needs, key_scale, value_scale, **rooms)
-    elif blocks is None:
-        extent = None if reach is None else reach.shape[0]
-        attended = slot_attention(*leaf, kv_heads, needs, key_scale, value_scale, extent)
+    scales = (key_scale, value_scale)
+    if isinstance(layout, Blocks):
+        attended = kernels.block_attention(*leaf, *layout, kv_heads, needs, *scales, **rooms)
+    elif layout is not None:
+        attended = ragged_attention(*leaf, layout, kv_heads, needs, *scales)
+    elif with_kernels:
+        attended = kernels.slot_attention(*leaf, kv_heads, needs, *scales, **rooms)
     else:
-        attended = block_attention(*leaf, *blocks, kv_heads, needs, key_scale, value_scale)
+        extent = None if reach is None else reach.shape[0]
+        attended = slot_attention(*leaf, kv_heads, needs, *scales, extent)
     hidden = block.merge(hidden, attended.output[:, None])
     seen = Observation(cast(Tensor, attended.mass), cast(Tensor, attended.scores), query[:, 0])
     observed = Observation(**{name: getattr(seen, name) for name in sorted(needs - rooms.keys())})
@@ -489,11 +491,23 @@ def observe_(
     policy.observe(store, Observation(**{name: joined(name) for name in sorted(policy.needs)}), step)
 
 
-def blocks_of_layer(store: Store, layer: int) -> Blocks | None:
-    """Views of one layer's part of the store's blocks; None where attention is dense."""
+def layout_of_layer(store: Store, layer: int, with_kernels: bool) -> Blocks | Tensor | None:
+    """Views that say whose each slot of a layer is; they follow the store.
+
+    Args:
+        store: whose slots.
+        layer: which of its layers.
+        with_kernels: whether attention is `arkv.kernels`'.
+
+    Returns:
+        None where attention is dense; blocks of each head's slots for kernels, the head of each slot, int64
+        `[1 or rows, pool]`, for the plain function.
+    """
     if store.dense[layer] or store.blocks is None:
         return None
-    return Blocks(*(leaf[layer] for leaf in store.blocks))
+    if with_kernels:
+        return Blocks(*(leaf[layer] for leaf in store.blocks))
+    return store.head[layer, :, : store.pools[layer]]
 
 
 def recycle_(policy: CachePolicy, store: Store, step: Tensor) -> Tensor:

@@ -68,14 +68,3 @@ def dequantize(codes: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tenso
     if scale is None:
         return codes.to(dtype)
     return (codes.to(SCALE_DTYPE) * scale[..., None]).to(dtype)
-
-
-def gather_slots(leaf: Tensor, slot: Tensor) -> Tensor:
-    """`[rows, slots, head_dim]` and int64 `[rows, n]` to `[rows, n, head_dim]`.
-
-    There is no gather of 8-bit floats on the CPU: they go through as bytes.
-    """
-    as_bytes = leaf.dtype == torch.float8_e4m3fn
-    taken = leaf.view(torch.uint8) if as_bytes else leaf
-    taken = taken.gather(1, slot[..., None].expand(-1, -1, leaf.shape[-1]))
-    return taken.view(leaf.dtype) if as_bytes else taken

@@ -432,6 +432,23 @@ def blocks_of(head: Tensor, kv_heads: int) -> Blocks:
     return Blocks(slot.contiguous(), filled.contiguous(), owner)
 
 
+def owners_of(blocks: Blocks, slots: int, kv_heads: int) -> Tensor:
+    """What `blocks_of` sorted: the key head of each slot.
+
+    Args:
+        blocks: of one layer, `[1 or rows, ...]`.
+        slots: of the pool.
+        kv_heads: heads of the layer.
+
+    Returns:
+        int64 `[1 or rows, slots]`; `kv_heads` for a slot of nobody.
+    """
+    # Places of a block that hold no slot all name one past the end.
+    slot = torch.where(blocks.filled, blocks.slot, slots)
+    owner = torch.full((len(slot), slots + 1), kv_heads, device=slot.device)
+    return owner.scatter(1, slot, blocks.head.repeat_interleave(BLOCK, 1))[:, :-1]
+
+
 def write_(leaf: Tensor, index: Tensor, new: Tensor, scale: Tensor | None = None) -> None:
     """Put one token's keys, or values, of one layer into its slots.
 

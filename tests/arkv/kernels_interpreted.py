@@ -16,7 +16,7 @@ from torch import Tensor
 
 from arkv import CachePlan, Store, attention
 from arkv.kernels import available
-from arkv.store import Blocks, blocks_of
+from arkv.store import Blocks, blocks_of, owners_of
 
 LAZY = "arkv.kernels_triton" not in sys.modules
 assert os.environ.get("TRITON_INTERPRET") == "1"
@@ -104,7 +104,8 @@ def by_eager(
     if blocks is None:
         found = attention.slot_attention(*wide, kv_heads, needs)
     else:
-        found = attention.block_attention(*wide, *blocks, kv_heads, needs)
+        owner = owners_of(blocks, keys.shape[1], kv_heads)
+        found = attention.ragged_attention(*wide, owner, kv_heads, needs)
     return found._replace(output=found.output.to(query.dtype))
 
 

@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 from oracle import Entry, attend
 from torch import Tensor
 
-from arkv.attention import Attended, block_attention, causal_attention, slot_attention
-from arkv.store import BLOCK, blocks_of
+from arkv.attention import Attended, causal_attention, ragged_attention, slot_attention
 
 BOTH = frozenset({"mass", "scores"})
 
@@ -60,11 +59,6 @@ def dealt(sizes: Sequence[Sequence[int]], seed: int) -> Tensor:
     return torch.stack(rows)
 
 
-def in_blocks(owner: Tensor, kv_heads: int) -> tuple[Tensor, ...]:
-    """The blocks of one layer."""
-    return tuple(leaf[0] for leaf in blocks_of(owner[None], kv_heads))
-
-
 # Slots of heads that all have as many
 
 
@@ -99,8 +93,8 @@ def test_only_what_is_asked_for_is_computed(asked: frozenset[str]) -> None:
     seen, owner = torch.ones(1, 3, dtype=torch.bool), torch.zeros(1, 3, dtype=torch.long)
     query, slots = normal(1, 2, 4, seed=0), normal(1, 3, 4, seed=1)
     dense = query, slots, slots, seen, 1
-    in_parts = query, slots, slots, seen, *in_blocks(owner, 1), 1
-    for attention, arguments in ((slot_attention, dense), (block_attention, in_parts)):
+    ragged = query, slots, slots, seen, owner, 1
+    for attention, arguments in ((slot_attention, dense), (ragged_attention, ragged)):
         some, whole = attention(*arguments, asked), attention(*arguments, BOTH)
         assert torch.equal(some.output, whole.output)
         for name in ("mass", "scores"):
@@ -126,11 +120,11 @@ def test_narrow_types_come_back_narrow_with_the_rest_in_float32(dtype: torch.dty
     seen = torch.ones(1, 40, dtype=torch.bool)
     query, slots = normal(1, 4, 4, seed=0), normal(1, 40, 4, seed=1)
     narrow = query.to(dtype), slots.to(dtype), slots.to(dtype)
-    blocks = in_blocks(torch.arange(2).repeat_interleave(20)[None], 2)
+    owner = torch.arange(2).repeat_interleave(20)[None]
     exact = slot_attention(query, slots, slots, seen, 2, BOTH)
     for attended in (
         slot_attention(*narrow, seen, 2, BOTH),
-        block_attention(*narrow, seen, *blocks, 2, BOTH),
+        ragged_attention(*narrow, seen, owner, 2, BOTH),
     ):
         assert attended.output.dtype == dtype
         torch.testing.assert_close(attended.output.float(), exact.output, atol=3e-2, rtol=0)
@@ -148,7 +142,7 @@ def deals(draw: st.DrawFn) -> tuple[Tensor, int, int, int]:
     """Owners of slots, key heads, query heads of each, and a seed."""
     kv_heads, rows = draw(st.integers(1, 4)), draw(st.integers(1, 3))
     sizes = st.lists(
-        st.one_of(st.integers(0, 3), st.integers(0, 3 * BLOCK), st.just(BLOCK)),
+        st.one_of(st.integers(0, 3), st.integers(0, 48)),
         min_size=kv_heads,
         max_size=kv_heads,
     )
@@ -160,7 +154,7 @@ def deals(draw: st.DrawFn) -> tuple[Tensor, int, int, int]:
 
 
 @given(deals(), st.sampled_from([0.0, 0.5, 1.0]))
-def test_a_query_over_blocks_is_softmax_attention_over_what_its_head_owns(
+def test_a_query_over_unequal_heads_is_softmax_attention_over_what_its_head_owns(
     deal: tuple[Tensor, int, int, int], hidden: float
 ) -> None:
     owner, kv_heads, group, seed = deal
@@ -169,7 +163,7 @@ def test_a_query_over_blocks_is_softmax_attention_over_what_its_head_owns(
     keys, values = (normal(rows, slots, 4, seed=seed + i) for i in (11, 12))
     noise = torch.rand(rows, slots, generator=torch.Generator().manual_seed(seed))
     visible = (noise >= hidden) & (owner < kv_heads)
-    attended = block_attention(query, keys, values, visible, *in_blocks(owner, kv_heads), kv_heads, BOTH)
+    attended = ragged_attention(query, keys, values, visible, owner, kv_heads, BOTH)
     all_close(attended, over_lists(query, keys, values, visible, owner, kv_heads))
     assert attended.mass is not None
     assert attended.scores is not None
@@ -187,30 +181,30 @@ def test_a_query_over_blocks_is_softmax_attention_over_what_its_head_owns(
     rows=st.integers(1, 3),
     kv_heads=st.integers(1, 3),
     group=st.integers(1, 3),
-    capacity=st.sampled_from([1, 5, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK]),
+    capacity=st.sampled_from([1, 5, 16, 17, 48]),
     seed=st.integers(0, 1000),
 )
-def test_blocks_of_equal_heads_give_what_dense_attention_gives(
+def test_equal_heads_give_what_dense_attention_gives(
     rows: int, kv_heads: int, group: int, capacity: int, seed: int
 ) -> None:
     query = normal(rows, kv_heads * group, 8, seed=seed)
     keys, values = (normal(rows, kv_heads * capacity, 8, seed=seed + i) for i in (1, 2))
     visible = normal(rows, kv_heads * capacity, seed=seed + 3) > 0
     visible[:, ::capacity] = True
-    blocks = in_blocks(torch.arange(kv_heads).repeat_interleave(capacity)[None], kv_heads)
+    owner = torch.arange(kv_heads).repeat_interleave(capacity)[None]
     all_close(
-        block_attention(query, keys, values, visible, *blocks, kv_heads, BOTH),
+        ragged_attention(query, keys, values, visible, owner, kv_heads, BOTH),
         slot_attention(query, keys, values, visible, kv_heads, BOTH),
     )
 
 
 def test_one_layout_for_all_rows_is_the_same_layout_for_each() -> None:
-    owner = dealt([[3, 0, 2 * BLOCK + 1]], seed=0)
+    owner = dealt([[3, 0, 33]], seed=0)
     query = normal(4, 6, 4, seed=1)
     keys, values = (normal(4, owner.shape[1], 4, seed=i) for i in (2, 3))
     visible = normal(4, owner.shape[1], seed=4) > -1
-    one = block_attention(query, keys, values, visible, *in_blocks(owner, 3), 3, BOTH)
-    each = block_attention(query, keys, values, visible, *in_blocks(owner.expand(4, -1), 3), 3, BOTH)
+    one = ragged_attention(query, keys, values, visible, owner, 3, BOTH)
+    each = ragged_attention(query, keys, values, visible, owner.expand(4, -1), 3, BOTH)
     assert all(torch.equal(a, b) for a, b in zip(one, each, strict=True))
 
 
@@ -218,25 +212,25 @@ def test_a_head_that_sees_nothing_gives_zeros_beside_heads_that_see() -> None:
     owner = dealt([[20, 20, 0]], seed=0)
     query, keys = normal(1, 6, 4, seed=1), normal(1, 40, 4, seed=2)
     visible = owner == 1
-    attended = block_attention(query, keys, keys, visible, *in_blocks(owner, 3), 3, BOTH)
+    attended = ragged_attention(query, keys, keys, visible, owner, 3, BOTH)
     assert not attended.output[:, [0, 1, 4, 5]].any()
     assert attended.output[:, [2, 3]].all()
     assert attended.mass is not None
     assert attended.mass.sum().item() == pytest.approx(2)
-    nothing = block_attention(query, keys, keys, visible & False, *in_blocks(owner, 3), 3, BOTH)
+    nothing = ragged_attention(query, keys, keys, visible & False, owner, 3, BOTH)
     assert not any(x.any() for x in nothing if x is not None)
 
 
 @pytest.mark.parametrize("height", [100.0, 1e15])
-def test_blocks_far_apart_are_put_together_without_overflow(height: float) -> None:
-    """One block's scores are far above the others', whichever block of the head it is."""
-    for best in range(3 * BLOCK):
+def test_slots_far_apart_are_exponentiated_without_overflow(height: float) -> None:
+    """One slot's score is far above the others', whichever it is."""
+    for best in range(48):
         query = torch.full((1, 1, 4), height)
-        keys = torch.full((1, 3 * BLOCK, 4), -height)
+        keys = torch.full((1, 48, 4), -height)
         keys[0, best] = height
-        values = normal(1, 3 * BLOCK, 4, seed=0)
-        seen, owner = torch.ones(1, 3 * BLOCK, dtype=torch.bool), torch.zeros(1, 3 * BLOCK, dtype=torch.long)
-        attended = block_attention(query, keys, values, seen, *in_blocks(owner, 1), 1, BOTH)
+        values = normal(1, 48, 4, seed=0)
+        seen, owner = torch.ones(1, 48, dtype=torch.bool), torch.zeros(1, 48, dtype=torch.long)
+        attended = ragged_attention(query, keys, values, seen, owner, 1, BOTH)
         close(attended.output[0, 0], values[0, best])
         assert attended.mass is not None
         assert attended.mass[0].nonzero().tolist() == [[best]]
@@ -248,24 +242,25 @@ def test_heads_do_not_depend_on_how_large_the_others_are() -> None:
     seen, outputs = torch.ones(1, 200, dtype=torch.bool), []
     for others in (1, 17, 90):
         owner = torch.tensor([0] * 20 + [1] * others + [2] * others + [3] * (180 - 2 * others))[None]
-        outputs.append(block_attention(query, keys, values, seen, *in_blocks(owner, 3), 3).output[0, 0])
+        outputs.append(ragged_attention(query, keys, values, seen, owner, 3).output[0, 0])
     assert torch.equal(outputs[0], outputs[1])
     assert torch.equal(outputs[0], outputs[2])
 
 
-def test_blocks_are_one_graph_and_nothing_is_recorded_for_a_backward_pass() -> None:
+@pytest.mark.parametrize("heads", [2, 4])
+def test_unequal_heads_are_one_graph_and_nothing_is_recorded_for_a_backward_pass(heads: int) -> None:
     torch._dynamo.reset()
-    traced = torch.compile(block_attention, fullgraph=True, backend="aot_eager", dynamic=False)
-    query = normal(2, 4, 8, seed=0)
+    traced = torch.compile(ragged_attention, fullgraph=True, backend="aot_eager", dynamic=False)
+    query = normal(2, heads, 8, seed=0)
     keys, values = (normal(2, 50, 8, seed=i) for i in (1, 2))
     with torch.inference_mode():
         for seed in (3, 4):  # another layout is the same graph
             owner = dealt([[9, 41], [30, 20]], seed)
             visible = normal(2, 50, seed=seed) > -1
-            arguments = (query, keys, values, visible, *in_blocks(owner, 2), 2, BOTH)
+            arguments = (query, keys, values, visible, owner, 2, BOTH)
             with torch.compiler.set_stance("default" if seed == 3 else "fail_on_recompile"):
                 got = traced(*arguments)
-            all_close(got, block_attention(*arguments))
+            all_close(got, ragged_attention(*arguments))
             assert not any(x.requires_grad for x in got)
     torch._dynamo.reset()
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from arkv import attention, kernels
 from arkv.attention import Attended
-from arkv.store import BLOCK, Blocks, blocks_of
+from arkv.store import BLOCK, Blocks, blocks_of, owners_of
 
 BOTH = frozenset({"mass", "scores"})
 OPERATORS = {"equal": torch.ops.arkv.slot_attention, "unequal": torch.ops.arkv.block_attention}
@@ -59,9 +59,25 @@ def case(
 
 
 def functions(layout: str) -> tuple[Any, Any]:
-    """The operator's function and its specification."""
-    name = "slot_attention" if layout == "equal" else "block_attention"
-    return getattr(kernels, name), getattr(attention, name)
+    """The operator's function and its specification, for the same arguments."""
+    if layout == "equal":
+        return kernels.slot_attention, attention.slot_attention
+
+    def plain(
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        visible: Tensor,
+        slot: Tensor,
+        filled: Tensor,
+        head: Tensor,
+        kv_heads: int,
+        *rest: Any,
+    ) -> Attended:
+        owner = owners_of(Blocks(slot, filled, head), keys.shape[1], kv_heads)
+        return attention.ragged_attention(query, keys, values, visible, owner, kv_heads, *rest)
+
+    return kernels.block_attention, plain
 
 
 def all_close(got: Attended, expected: Attended, atol: float = 1e-5, rtol: float = 1e-5) -> None:

@@ -20,8 +20,8 @@ from oracle import WORD, Entry, Head, Linear
 from tiny import POLICIES, Tiny, build, legal_budgets
 
 from arkv import Grid, Observation, Store
-from arkv.attention import block_attention, slot_attention
-from arkv.loop import blocks_of_layer, observe_, recycle_
+from arkv.attention import ragged_attention, slot_attention
+from arkv.loop import layout_of_layer, observe_, recycle_
 from arkv.store import CONDITION, PADDING, write_
 from arkv.testing.oracle import Place
 from arkv.testing.stores import positions, shuffle_
@@ -151,11 +151,11 @@ class Decoding(RuleBasedStateMachine):
                 store.values[layer],
                 visible[layer, :, : store.pools[layer]],
             )
-            blocks = blocks_of_layer(store, layer)
-            if blocks is None:
+            owner = layout_of_layer(store, layer, with_kernels=False)
+            if owner is None:
                 attended = slot_attention(*arguments, store.kv_heads, ALL)
             else:
-                attended = block_attention(*arguments, *blocks, store.kv_heads, ALL)
+                attended = ragged_attention(*arguments, owner, store.kv_heads, ALL)
             seen.append(Observation(attended.mass, attended.scores, query))
             for row, head in numpy.ndindex(self.rows, store.kv_heads):
                 place = layer, row, head

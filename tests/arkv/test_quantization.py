@@ -10,10 +10,10 @@ from tiny import GRID, POLICIES, Tiny, build, random_tokens, tight
 from torch import Tensor
 
 from arkv import ArkvError, Decoder, Grid
-from arkv.attention import block_attention, slot_attention
+from arkv.attention import ragged_attention, slot_attention
 from arkv.estimate import estimate
 from arkv.loop import Loop
-from arkv.quantization import KV_DTYPES, dequantize, gather_slots, quantize
+from arkv.quantization import KV_DTYPES, dequantize, quantize
 from arkv.testing.stores import positions
 
 PROMPTS = [(1, 2, 3), (4,)]
@@ -47,15 +47,6 @@ def test_zeros_and_extremes_stay_numbers(kind: str, x: Tensor) -> None:
     torch.testing.assert_close(dequantize(codes, scale, torch.float32), x, rtol=0.07, atol=0)
 
 
-def test_slots_of_bytes_are_gathered_like_others() -> None:
-    leaf = torch.randn(2, 5, 4)
-    slot = torch.tensor([[4, 0, 0], [1, 2, 3]])
-    expected = torch.stack([leaf[row, slot[row]] for row in range(2)])
-    assert torch.equal(gather_slots(leaf, slot), expected)
-    narrow = leaf.to(torch.float8_e4m3fn)
-    assert torch.equal(gather_slots(narrow, slot).float(), expected.to(torch.float8_e4m3fn).float())
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_attention_reads_codes_as_the_numbers_that_they_stand_for(kind: str) -> None:
     torch.manual_seed(0)
@@ -67,10 +58,9 @@ def test_attention_reads_codes_as_the_numbers_that_they_stand_for(kind: str) -> 
     needs = frozenset({"mass", "scores"})
     expected = slot_attention(query, *plain, visible, 2, needs)
     got = slot_attention(query, keys, values, visible, 2, needs, key_scale, value_scale)
-    slot = torch.arange(12)[None]
-    blocks = (torch.cat([slot, slot[:, :4]], 1), torch.arange(16)[None] < 12, torch.tensor([[0, 0, 1, 1]]))
-    ragged = block_attention(query, *plain, visible, *blocks, 2, needs)
-    narrow = block_attention(query, keys, values, visible, *blocks, 2, needs, key_scale, value_scale)
+    owner = torch.tensor([[0, 1, 1, 0, 1, 1, 1, 1, 1, 1, 0, 1]])
+    ragged = ragged_attention(query, *plain, visible, owner, 2, needs)
+    narrow = ragged_attention(query, keys, values, visible, owner, 2, needs, key_scale, value_scale)
     for one, other in ((got, expected), (narrow, ragged)):
         for a, b in zip(one, other, strict=True):
             torch.testing.assert_close(a, b)

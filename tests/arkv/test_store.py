@@ -12,7 +12,7 @@ from torch import Tensor
 
 from arkv import ArkvError, CachePlan, Store
 from arkv.errors import BudgetError
-from arkv.store import BLOCK, CONDITION, FREE, PADDING, blocks_of, write_
+from arkv.store import BLOCK, CONDITION, FREE, PADDING, Blocks, blocks_of, owners_of, write_
 
 FIELDS = {"score": torch.float32, "age": torch.int32}
 # Unequal on purpose, over two layers of three key heads; the first layer's pool is the larger.
@@ -410,6 +410,9 @@ def test_blocks_are_slots_of_one_head_each(
             assert 0 <= got_owner < kv_heads
             assert not any(filled)
             assert not any(slot)
+    for layer in range(layers):
+        of_layer = Blocks(*(leaf[layer] for leaf in blocks))
+        assert torch.equal(owners_of(of_layer, slots, kv_heads), head[layer])
 
 
 def test_there_are_as_many_blocks_as_the_worst_distribution_needs() -> None:
