@@ -105,7 +105,7 @@ class _Touched(TorchDispatchMode):
     def __init__(self, model: Model) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         held = [*model.parameters(), *model.buffers()]
-        self._known = {tensor.untyped_storage().data_ptr() for tensor in held}
+        self._known = {_memory(tensor) for tensor in held}
         self._parts: dict[tuple[int, int], int] = {}
 
     @property
@@ -116,16 +116,21 @@ class _Touched(TorchDispatchMode):
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         given = list(_tensors((args, tuple(kwargs.values()))))
-        made = {tensor.untyped_storage().data_ptr() for tensor in _tensors((result,))}
+        made = {_memory(tensor) for tensor in _tensors((result,))}
         for tensor in given:
-            storage = tensor.untyped_storage().data_ptr()
+            storage = _memory(tensor)
             if storage in self._known and storage not in made:
                 size = tensor.nbytes
                 if func is torch.ops.aten.embedding.default and tensor is args[0]:
                     size = tensor[0].nbytes * args[1].numel()
-                part = (storage, int(tensor.storage_offset()))
+                part = (storage, 0 if tensor.is_mkldnn else int(tensor.storage_offset()))
                 self._parts[part] = max(size, self._parts.get(part, 0))
         return result
+
+
+def _memory(tensor: Tensor) -> int:
+    """Where a tensor's numbers are; a packed weight does not tell, and is in no other tensor."""
+    return id(tensor) if tensor.is_mkldnn else tensor.untyped_storage().data_ptr()
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:

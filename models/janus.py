@@ -27,6 +27,7 @@ from arkv.model import Block, Condition, Model, ModelSpec
 from arkv.models import vq
 from arkv.models.padding import left_padded
 from arkv.models.transformer import Transformer, TransformerConfig
+from arkv.packing import Linear
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -177,7 +178,7 @@ class JanusPro(Model):
             nn.Linear(variant.vq.code_dim, config.width), nn.GELU(), nn.Linear(config.width, config.width)
         )
         self.output = nn.Sequential(
-            nn.Linear(config.width, config.width), nn.GELU(), nn.Linear(config.width, codes)
+            Linear(config.width, config.width), nn.GELU(), Linear(config.width, codes)
         )
         self.vq = vq.VQDecoder(variant.vq)
 

@@ -30,6 +30,7 @@ from arkv.models.captions import CaptionEncoder
 from arkv.models.imagenet import class_names, class_number
 from arkv.models.rope import grid_rotation
 from arkv.models.transformer import Transformer, TransformerConfig
+from arkv.packing import Linear
 
 ROPE_THETA = 10_000.0
 UNUSED = ("freqs_cis",)
@@ -166,7 +167,7 @@ class LlamaGen(Model):
         )
         self.codes = nn.Embedding(codes, config.width)
         self.transformer = Transformer(config)
-        self.output = nn.Linear(config.width, codes, bias=False)
+        self.output = Linear(config.width, codes, bias=False)
         if isinstance(kind, Classes):
             self.classes = nn.Embedding(kind.count + 1, config.width)
         else:

@@ -31,6 +31,7 @@ from arkv.models.padding import left_padded
 from arkv.models.transformer import Transformer, TransformerConfig
 from arkv.models.vq import CHAMELEON_VQ, VQConfig, VQDecoder
 from arkv.models.vq import UNUSED as VQ_UNUSED
+from arkv.packing import Linear
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -228,7 +229,7 @@ class LuminaMGPT(Model):
         self.embedding = nn.Embedding(variant.vocabulary, config.width)
         self.transformer = Transformer(config)
         # Of the published head, only the rows that a picture can use.
-        self.output = nn.Linear(config.width, codes + 1, bias=False)
+        self.output = Linear(config.width, codes + 1, bias=False)
         self.vq = VQDecoder(variant.vq)
 
     @classmethod

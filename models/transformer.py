@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from arkv.attention import causal_attention
 from arkv.checkpoint import WeightSlot
 from arkv.models.rope import rotate
+from arkv.packing import Linear
 
 HEAD_NORM_EPS = 1e-5
 """Epsilon of the normalisation of queries and keys, which Chameleon sets apart from that of its RMSNorms."""
@@ -98,13 +99,13 @@ class Block(nn.Module):
         self.heads, self.kv_heads, self.head_dim = config.heads, config.kv_heads, config.head_dim
         inner = config.heads * config.head_dim
         self.attention_norm = RMSNorm(config.width, config.norm_eps)
-        self.qkv = nn.Linear(config.width, inner + 2 * config.kv_heads * config.head_dim, bias=False)
+        self.qkv = Linear(config.width, inner + 2 * config.kv_heads * config.head_dim, bias=False)
         self.query_norm = HeadNorm(config.heads, config.head_dim) if config.qk_norm else None
         self.key_norm = HeadNorm(config.kv_heads, config.head_dim) if config.qk_norm else None
-        self.output = nn.Linear(inner, config.width, bias=False)
+        self.output = Linear(inner, config.width, bias=False)
         self.mlp_norm = RMSNorm(config.width, config.norm_eps)
-        self.gate_up = nn.Linear(config.width, 2 * config.hidden, bias=False)
-        self.down = nn.Linear(config.hidden, config.width, bias=False)
+        self.gate_up = Linear(config.width, 2 * config.hidden, bias=False)
+        self.down = Linear(config.hidden, config.width, bias=False)
 
     def project(self, hidden: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of new tokens, rotated to their positions.

@@ -235,7 +235,12 @@ def test_a_repository_is_recognised_by_its_configuration(
     (tmp_path / "config.json").write_text('{"model_type": "janus"}')
     monkeypatch.setattr(janus, "_described", lambda *_: Talk.variant)
     read: list[Any] = []
-    monkeypatch.setattr(Talk, "from_pretrained", classmethod(lambda cls, source, **_: read.append(source)))
+
+    def from_pretrained(cls: type[Talk], source: str, **_: Any) -> torch.nn.Module:
+        read.append(source)
+        return torch.nn.Module()
+
+    monkeypatch.setattr(Talk, "from_pretrained", classmethod(from_pretrained))
     load_model("someone/finetuned")
     load_model("nobody/talk")
     assert read == ["someone/finetuned", "nobody/talk"]

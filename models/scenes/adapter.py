@@ -30,6 +30,7 @@ from arkv.models.scenes.grammar import (
 )
 from arkv.models.scenes.judge import judge
 from arkv.models.transformer import Transformer, TransformerConfig
+from arkv.packing import Linear
 
 IMAGE_ID = VOCABULARY_SIZE
 """Id of the condition token that ends every prompt and is all that an unconditional row has."""
@@ -91,7 +92,7 @@ class Scenes(Model):
         self.context_embedding = nn.Embedding(CONTEXT_WORDS * (IMAGE_ID + 1), config.width)
         self.code_embedding = nn.Embedding(vocabulary, config.width)
         self.transformer = Transformer(config)
-        self.output = nn.Linear(config.width, vocabulary, bias=False)
+        self.output = Linear(config.width, vocabulary, bias=False)
         self.row_embedding = nn.Embedding(GRID, config.width)
         self.column_embedding = nn.Embedding(GRID, config.width)
         self.register_buffer("codes", codebook.vectors)
