@@ -16,6 +16,7 @@ from arkv.errors import ArkvError
 from arkv.estimate import check_memory
 from arkv.model import Condition, Model
 from arkv.models.janus import JanusPro  # noqa: TID251  the baseline is this family's
+from arkv.packing import unpacked
 from arkv.registry import load_policy
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ def build(model: JanusPro) -> JanusForConditionalGeneration:
     What a picture's tokens do not pass through, such as the vision tower, stays on the meta device.
 
     Args:
-        model: the weights are its own, not copies.
+        model: the weights are its own, not copies; of packed ones, plain copies.
     """
     from transformers import JanusConfig, JanusForConditionalGeneration
 
@@ -159,7 +160,8 @@ def build(model: JanusPro) -> JanusForConditionalGeneration:
         built = JanusForConditionalGeneration(
             JanusConfig(text_config=text, vision_config=vision, vq_config=pictures)
         )
-    weights = {name: slot.target.detach() for name, slot in model.weight_slots("transformers").items()}
+    with unpacked(model):
+        weights = {name: slot.target.detach() for name, slot in model.weight_slots("transformers").items()}
     used = ("model.language_model.", "model.generation_")
     for name in [name for name, _ in built.named_parameters() if name.startswith(used)]:
         owner, _, leaf = name.rpartition(".")

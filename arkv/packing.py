@@ -7,7 +7,8 @@ the same to the last bit, and a step reads its weights at the speed of the memor
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -86,6 +87,19 @@ def pack_(model: nn.Module) -> None:
     """
     for module in model.modules():
         if isinstance(module, Linear) and is_packable(module.weight):
+            module.pack_()
+
+
+@contextmanager
+def unpacked(model: nn.Module) -> Generator[None]:
+    """Plain weights within; what was packed is packed again in the end, and what was taken stays plain."""
+    packed = [module for module in model.modules() if isinstance(module, Linear) and module.packed]
+    for module in packed:
+        module.unpack_()
+    try:
+        yield
+    finally:
+        for module in packed:
             module.pack_()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from arkv.errors import ArkvError
 from arkv.models.janus import JanusPro, JanusVariant
 from arkv.models.transformer import TransformerConfig
 from arkv.models.vq import VQConfig
+from arkv.packing import can_pack, pack_
 from arkv.sampling import guide
 
 PROMPTS = [[0, 5, 6, 7, 2], [0, 9, 2], [0, 3, 4, 5, 6, 7, 2]]  # so that rows are padded
@@ -111,6 +113,16 @@ def test_the_model_is_the_class_of_transformers_with_weights_that_are_not_copied
 
 
 @pytest.mark.usefixtures("eager")
+def test_packed_weights_are_given_to_it_plain(model: JanusPro) -> None:
+    packed = copy.deepcopy(model).bfloat16()
+    plain = copy.deepcopy(packed)
+    pack_(packed)
+    given = dict(build(packed).named_parameters())
+    assert any(p.is_mkldnn for p in packed.parameters()) == can_pack()
+    for name, weight in build(plain).named_parameters():
+        assert weight.device.type == "meta" or torch.equal(given[name], weight)
+
+
 @pytest.mark.parametrize("kind", BASELINES)
 def test_a_skipped_cache_is_as_large_as_a_decoded_one(model: JanusPro, kind: str) -> None:
     rows, length = 2 * len(PROMPTS), max(map(len, PROMPTS))
