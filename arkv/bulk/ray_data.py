@@ -10,18 +10,19 @@ import json
 import logging
 import signal
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy
 import torch
 
+from arkv.bulk import overlap
 from arkv.bulk.folder import LOG, Made, units_with
 from arkv.bulk.log import EventList, EventLog
 from arkv.bulk.worker import Drawn, Worker, develop
 from arkv.decoder import Decoder
-from arkv.errors import ArkvError
+from arkv.errors import ArkvError, is_out_of_memory
 
 if TYPE_CHECKING:
     from arkv.bulk.folder import Folder, InUse
@@ -58,7 +59,10 @@ def draw(prepared: Prepared, folder: Folder, held: InUse) -> Generator[int]:
     if not wanted:
         return
     log = EventLog(prepared.out / LOG)
-    gpus = 0 if description.recipe.device == "cpu" else 1
+    device = torch.device(description.recipe.device)
+    gpus = 0 if device.type == "cpu" else 1
+    # A second call draws while the first makes its files.
+    overlaps = device.type in overlap.OVERLAPPING and description.pixel_workers == 0
     was_there = ray.is_initialized()
     if not was_there:
         handler = signal.getsignal(signal.SIGTERM)
@@ -78,7 +82,10 @@ def draw(prepared: Prepared, folder: Folder, held: InUse) -> Generator[int]:
             DrawActor,
             fn_constructor_args=(prepared, description.pixel_workers == 0),
             batch_size=1,
-            compute=ray.data.ActorPoolStrategy(size=min(workers, len(wanted))),
+            compute=ray.data.ActorPoolStrategy(
+                size=min(workers, len(wanted)), enable_true_multi_threading=overlaps
+            ),
+            max_concurrency=2 if overlaps else 1,
             num_gpus=gpus,
             num_cpus=1 if gpus else max(1, spare // workers),  # as many threads has an actor
         )
@@ -114,7 +121,7 @@ class DrawActor:
 
     def __init__(self, prepared: Prepared, develops: bool) -> None:
         self._prepared, self._develops = prepared, develops
-        self._events = EventList()
+        self._events, self._turn = EventList(), threading.Lock()
 
     @cached_property
     def _decoder(self) -> Decoder:
@@ -129,12 +136,31 @@ class DrawActor:
     def __call__(self, batch: Batch) -> Batch:
         """A unit's number to its tokens, or to its files."""
         (number,) = batch["unit"].tolist()
-        drawn, events = self._worker.draw(self._prepared.units[number]), self._events.take()
+        with self._turn:
+            drawn, events = self._worker.draw(self._prepared.units[number]), self._events.take()
         if self._develops:
-            return _files(self._prepared, self._decoder.model, number, drawn, events)
+            return self._files(number, drawn, events)
         told = {"numbers": list(drawn.tokens), "failed": drawn.failed, "events": events}
         tokens = [each.numpy().tobytes() for each in drawn.tokens.values()]
         return {"unit": [number], "tokens": [b"".join(tokens)], "told": [json.dumps(told)]}
+
+    def _files(self, number: int, drawn: Drawn, events: list[Any]) -> Batch:
+        try:
+            return self._make_files((number, drawn, events))
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        with self._turn:  # while nothing is drawn, there is more memory
+            return self._make_files((number, drawn, events))
+
+    @cached_property
+    def _make_files(self) -> Callable[[tuple[int, Drawn, list[Any]]], Batch]:
+        model = self._decoder.model
+
+        def make(made: tuple[int, Drawn, list[Any]]) -> Batch:
+            return _files(self._prepared, model, *made)
+
+        return overlap.on_stream(model.device, make) if model.device.type == "cuda" else make
 
 
 class DevelopActor:

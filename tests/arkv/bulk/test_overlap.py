@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 from letters import install
 
-from arkv.bulk import Description, overlap, run, worker
+from arkv.bulk import Description, overlap, ray_data, run, worker
 from arkv.bulk.overlap import overlapped
+from arkv.bulk.ray_data import DrawActor
+from arkv.bulk.runner import prepare
 from arkv.bulk.worker import Worker
 from arkv.errors import ArkvError
 from arkv.recipe import Recipe
@@ -169,3 +173,51 @@ class TestJob:
             run(described)
         monkeypatch.setattr(Worker, "draw", draw)
         assert run(described, resume=True).pictures == described.job().pictures - 4
+
+    def test_goes_on_in_an_actor_that_is_called_twice_at_a_time(
+        self, described: Description, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        actor, calls = actor_of(described), [{"unit": numpy.array([number])} for number in (0, 1)]
+        expected = [actor(call) for call in calls]
+        draw, drawing, drawn, both = Worker.draw, threading.Lock(), [], threading.Event()
+
+        def draw_alone(worker: Worker, unit: Any) -> Any:
+            assert drawing.acquire(blocking=False), "two units at a time are too much for one GPU"
+            with drawing:
+                drawn.append(draw(worker, unit))
+            if len(drawn) == 2:
+                both.set()
+            return drawn[-1]
+
+        def develop(*arguments: Any) -> Any:
+            # Would time out if the second unit were only drawn when the files of the first are there.
+            assert both.wait(PATIENCE)
+            return worker.develop(*arguments)
+
+        monkeypatch.setattr(Worker, "draw", draw_alone)
+        monkeypatch.setattr(ray_data, "develop", develop)
+        with ThreadPoolExecutor(2) as pool:
+            got = list(pool.map(actor, calls))
+        assert [each["content"] for each in got] == [each["content"] for each in expected]
+        assert [each["file"] for each in got] == [each["file"] for each in expected]
+
+    def test_lacks_memory_in_an_actor_and_waits_until_nothing_is_drawn(
+        self, described: Description, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        actor, attempts = actor_of(described), []
+        expected = actor({"unit": numpy.array([0])})
+
+        def develop(*arguments: Any) -> Any:
+            attempts.append(actor._turn.locked())
+            if len(attempts) == 1:
+                raise RuntimeError("CUDA error: out of memory")
+            return worker.develop(*arguments)
+
+        monkeypatch.setattr(ray_data, "develop", develop)
+        assert actor({"unit": numpy.array([0])})["content"] == expected["content"]
+        assert attempts == [False, True]
+
+
+def actor_of(described: Description) -> DrawActor:
+    prepared = prepare(described, described.job(), described.recipe.load_model())
+    return DrawActor(prepared, develops=True)

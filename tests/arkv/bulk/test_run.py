@@ -20,7 +20,7 @@ import pytest
 import torch
 from letters import install
 
-from arkv.bulk import Description, read_description, run, status
+from arkv.bulk import Description, overlap, read_description, run, status
 from arkv.bulk.folder import InUse
 from arkv.cli import main
 from arkv.decoder import Decoder
@@ -421,12 +421,19 @@ def test_what_the_workers_cannot_do_is_said(described: Description, tmp_path: Pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pixel_workers", [0, 1])
+@pytest.mark.parametrize(("pixel_workers", "overlaps"), [(0, False), (0, True), (1, False)])
 def test_actors_draw_what_one_process_does(
-    pixel_workers: int, described: Description, whole: dict[str, bytes], tmp_path: Path
+    pixel_workers: int,
+    overlaps: bool,
+    described: Description,
+    whole: dict[str, bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Without an actor that is killed, and with one."""
     ray = pytest.importorskip("ray")
+    if overlaps:
+        monkeypatch.setattr(overlap, "OVERLAPPING", frozenset({"cpu"}))
     described = replaced(described, engine="ray", workers=2, pixel_workers=pixel_workers, batch_size=2)
     out = tmp_path / "out"
     assert run(described).pictures == 34
