@@ -74,7 +74,7 @@ class Linear(nn.Linear):
 
 
 def can_pack() -> bool:
-    """Whether this processor multiplies bfloat16 by itself, so that packing gains."""
+    """Whether oneDNN has products of bfloat16 for this processor, which take packed weights."""
     # Elsewhere than on x86 the order may be another, and was not measured.
     is_x86 = torch.backends.cpu.get_cpu_capability().startswith("AVX")
     return is_x86 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

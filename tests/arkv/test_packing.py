@@ -16,7 +16,7 @@ import arkv
 from arkv.packing import Linear, can_pack, is_packable, pack_
 from arkv.roofline import weight_bytes
 
-packs = pytest.mark.skipif(not can_pack(), reason="this processor does not multiply bfloat16 by itself")
+packs = pytest.mark.skipif(not can_pack(), reason="oneDNN has no bfloat16 here")
 SCENE = "a red circle"
 
 
