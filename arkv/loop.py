@@ -360,7 +360,8 @@ def reaches(store: Store) -> list[Tensor | None]:
             lengths.append(None)
             continue
         length = torch.empty(claimed, 0)
-        torch._dynamo.mark_dynamic(length, 0, min=2, max=capacity - 1)
+        # Not `mark_dynamic`, which refuses the second graph that Inductor makes beyond 4,096.
+        torch._dynamo.maybe_mark_dynamic(length, 0)
         lengths.append(length)
     return lengths
 

@@ -8,6 +8,7 @@ from tiny import GRID, POLICIES, Tiny, build, legal_budgets
 from torch._dynamo.utils import clear_compilation_metrics, counters, get_compilation_metrics
 
 from arkv import ArkvError, CachePolicy, Decoder, Grid
+from arkv.engine import PolicyEngine
 
 PROMPTS = [(1, 2, 3), (4,)]
 Kind = Callable[..., CachePolicy]
@@ -78,6 +79,23 @@ def test_what_the_full_cache_reads_grows_within_one_graph() -> None:
     compiled = [metrics.co_name for metrics in get_compilation_metrics()]
     assert compiled.count("step_block") == 2
     assert torch.equal(tokens, Decoder(model, full).generate(PROMPTS, guidance=1.5, temperature=1.5).tokens)
+
+
+def test_long_pictures_are_read_as_far_as_they_are_drawn() -> None:
+    """Inductor makes another graph for more than 4,096 slots; told that one must do, it used to give up."""
+    model = Tiny(Grid(66, 64), layers=1)
+    engines = [PolicyEngine(model, build("full", 1), mode, guided=False) for mode in ("inductor", "none")]
+    with torch.inference_mode():
+        for engine in engines:
+            engine.begin(model.condition([(1, 2)], guided=False))
+        for position in (0, 40 * 64, 64 * 64 + 1, 65 * 64):
+            logits = []
+            for engine in engines:
+                engine.skip(position)
+                logits.append(engine.advance(torch.tensor([3]), position))
+            torch.testing.assert_close(*logits, atol=1e-4, rtol=1e-4)
+    blocks = [metrics.co_name for metrics in get_compilation_metrics()].count("step_block")
+    assert blocks <= 3  # the last line has one, as ever
 
 
 def test_eight_bits_are_compiled_and_draw_what_eager_ones_do() -> None:
