@@ -66,7 +66,10 @@ def draw(prepared: Prepared, folder: Folder, held: InUse) -> Generator[int]:
     was_there = ray.is_initialized()
     if not was_there:
         handler = signal.getsignal(signal.SIGTERM)
-        ray.init(address=description.address or "local", log_to_driver=False, configure_logging=False)
+        # By default workers run at a lower priority than Ray and the driver: on a machine
+        # that is there for the job alone, decoding would wait for them.
+        ours = {} if description.address else {"_system_config": {"worker_niceness": 0}}
+        ray.init(address=description.address or "local", log_to_driver=False, configure_logging=False, **ours)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)  # Ray's own would end this process at once
     found = int(ray.cluster_resources().get("GPU" if gpus else "CPU", 1))
@@ -83,9 +86,10 @@ def draw(prepared: Prepared, folder: Folder, held: InUse) -> Generator[int]:
             fn_constructor_args=(prepared, description.pixel_workers == 0),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(
-                size=min(workers, len(wanted)), enable_true_multi_threading=overlaps
+                size=min(workers, len(wanted)),
+                max_concurrent_calls_per_actor=2 if overlaps else 1,
+                enable_true_multi_threading=overlaps,
             ),
-            max_concurrency=2 if overlaps else 1,
             num_gpus=gpus,
             num_cpus=1 if gpus else max(1, spare // workers),  # as many threads has an actor
         )

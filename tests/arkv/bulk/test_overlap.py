@@ -183,8 +183,8 @@ class TestJob:
 
         def draw_alone(worker: Worker, unit: Any) -> Any:
             assert drawing.acquire(blocking=False), "two units at a time are too much for one GPU"
-            with drawing:
-                drawn.append(draw(worker, unit))
+            drawn.append(draw(worker, unit))
+            drawing.release()
             if len(drawn) == 2:
                 both.set()
             return drawn[-1]
