@@ -5,11 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy
 import pytest
+import torch
 from letters import install
 
 from arkv.bulk import Description, overlap, ray_data, run, worker
@@ -121,6 +123,29 @@ def test_work_that_lacks_memory_twice_ends_it() -> None:
 
     with pytest.raises(MemoryError, match="for 0"):
         list(overlapped(range(2), work))
+
+
+def test_work_is_queued_on_one_stream_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the stream is: there need not be a GPU to see that it is made once and entered each time."""
+    made, current = [], []
+
+    @contextmanager
+    def stream(entered: str) -> Iterator[None]:
+        current.append(entered)
+        yield
+        current.remove(entered)
+
+    def new_stream(device: torch.device) -> str:
+        made.append(f"of {device}")
+        return made[-1]
+
+    monkeypatch.setattr(torch.cuda, "Stream", new_stream)
+    monkeypatch.setattr(torch.cuda, "stream", stream)
+    work = overlap.on_stream(torch.device("cuda:1"), lambda item: (item, *current))
+    with ThreadPoolExecutor(1) as pool:
+        assert list(pool.map(work, "ab")) == [("a", "of cuda:1"), ("b", "of cuda:1")]
+    assert made == ["of cuda:1"]
+    assert not current
 
 
 class TestJob:
