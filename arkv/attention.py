@@ -182,8 +182,8 @@ def ragged_attention(
     keys, values = (
         dequantize(x, scale, query.dtype) for x, scale in ((keys, key_scale), (values, value_scale))
     )
-    visible = visible & (owner < kv_heads)
-    member = owner[:, None] == torch.arange(kv_heads, device=owner.device)[:, None]
+    hidden = ~(visible & (owner < kv_heads))[:, None]
+    member = owner[:, None, None] == torch.arange(kv_heads, device=owner.device)[:, None, None]
     # Of any head that there is, where a slot is nobody's: it is hidden.
     owner = owner.clamp(max=kv_heads - 1).expand(len(query), -1)
 
@@ -192,15 +192,15 @@ def ragged_attention(
         return x.gather(1, owner[..., None].expand(-1, -1, x.shape[-1])).transpose(1, 2)
 
     scores = scores_of_owner(query, keys, owner)
-    masked = scores.masked_fill(~visible[:, None], MASKED)
-    greatest = torch.where(member[:, :, None], masked[:, None], MASKED).amax(-1)
-    weights = (masked - of_owner(greatest)).exp().masked_fill(~visible[:, None], 0)
-    by_head = torch.where(member[:, :, None], weights[:, None], 0)
+    masked = scores.masked_fill(hidden, MASKED)
+    greatest = torch.where(member, masked[:, None], MASKED).amax(-1)
+    weights = (masked - of_owner(greatest)).exp().masked_fill(hidden, 0)
+    by_head = torch.where(member, weights[:, None], 0)
     # A head that sees nothing has no sum.
     sums = by_head.sum(-1).clamp(min=torch.finfo(torch.float32).tiny)
     output = (by_head.flatten(1, 2).to(values.dtype) @ values).float() / sums.flatten(1)[..., None]
     mass = (weights / of_owner(sums)).sum(1) if "mass" in needs else None
-    raw = scores.masked_fill(~visible[:, None], 0).sum(1) if "scores" in needs else None
+    raw = scores.masked_fill(hidden, 0).sum(1) if "scores" in needs else None
     return Attended(output.to(values.dtype), mass, raw)
 
 

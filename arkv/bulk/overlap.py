@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import torch
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 OVERLAPPING = frozenset({"cuda"})
 """Types of devices that decode while files are made; on a CPU both would want the same cores."""
 
+Arguments = ParamSpec("Arguments")
 First = TypeVar("First")
 Last = TypeVar("Last")
 
@@ -49,19 +50,21 @@ def draw_into(
     device = model.device
     drawn = ((units[number], worker.draw(units[number])) for number in numbers)
     if device.type in OVERLAPPING:
-        yield from overlapped(drawn, on_stream(device, write) if device.type == "cuda" else write)
+        yield from overlapped(drawn, on_stream(device, write))
     else:
         yield from map(write, drawn)
 
 
-def on_stream(device: torch.device, work: Callable[[First], Last]) -> Callable[[First], Last]:
-    """Work in the queue of a CUDA stream of its own, whichever thread does it."""
+def on_stream(device: torch.device, work: Callable[Arguments, Last]) -> Callable[Arguments, Last]:
+    """Work in the queue of a CUDA stream of its own, whichever thread does it; elsewhere, just the work."""
+    if device.type != "cuda":
+        return work
     # A thread begins on the stream that decoding uses, where each would wait for the other.
     stream = torch.cuda.Stream(device)
 
-    def beside(item: First) -> Last:
+    def beside(*arguments: Arguments.args, **keywords: Arguments.kwargs) -> Last:
         with torch.cuda.stream(stream):
-            return work(item)
+            return work(*arguments, **keywords)
 
     return beside
 

@@ -11,7 +11,7 @@ import logging
 import signal
 import threading
 from collections.abc import Callable, Generator
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from arkv.bulk.folder import Folder, InUse
     from arkv.bulk.runner import Prepared
     from arkv.model import Model
+
+OLDEST = (2, 60)
+"""Version of Ray whose actors can be told how many calls to take at a time."""
 
 BLOCKS = 2000
 """Parts at most that Ray deals out; a part is drawn again if its actor dies."""
@@ -54,6 +57,11 @@ def draw(prepared: Prepared, folder: Folder, held: InUse) -> Generator[int]:
         import ray
     except ImportError:
         raise ArkvError("the engine ray needs Ray: pip install 'arkv[ray]'") from None
+    if tuple(map(int, ray.__version__.split(".")[:2])) < OLDEST:
+        raise ArkvError(
+            f"the engine ray needs Ray {'.'.join(map(str, OLDEST))} or newer, and this is {ray.__version__}: "
+            "pip install --upgrade 'arkv[ray]', on all machines of the cluster"
+        )
     description = prepared.description
     wanted = units_with(prepared.units, folder.missing())
     if not wanted:
@@ -150,21 +158,17 @@ class DrawActor:
 
     def _files(self, number: int, drawn: Drawn, events: list[Any]) -> Batch:
         try:
-            return self._make_files((number, drawn, events))
+            return self._make_files(number, drawn, events)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
         with self._turn:  # while nothing is drawn, there is more memory
-            return self._make_files((number, drawn, events))
+            return self._make_files(number, drawn, events)
 
     @cached_property
-    def _make_files(self) -> Callable[[tuple[int, Drawn, list[Any]]], Batch]:
+    def _make_files(self) -> Callable[[int, Drawn, list[Any]], Batch]:
         model = self._decoder.model
-
-        def make(made: tuple[int, Drawn, list[Any]]) -> Batch:
-            return _files(self._prepared, model, *made)
-
-        return overlap.on_stream(model.device, make) if model.device.type == "cuda" else make
+        return overlap.on_stream(model.device, partial(_files, self._prepared, model))
 
 
 class DevelopActor:

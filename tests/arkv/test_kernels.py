@@ -63,19 +63,10 @@ def functions(layout: str) -> tuple[Any, Any]:
     if layout == "equal":
         return kernels.slot_attention, attention.slot_attention
 
-    def plain(
-        query: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        visible: Tensor,
-        slot: Tensor,
-        filled: Tensor,
-        head: Tensor,
-        kv_heads: int,
-        *rest: Any,
-    ) -> Attended:
-        owner = owners_of(Blocks(slot, filled, head), keys.shape[1], kv_heads)
-        return attention.ragged_attention(query, keys, values, visible, owner, kv_heads, *rest)
+    def plain(query: Tensor, keys: Tensor, values: Tensor, visible: Tensor, *rest: Any) -> Attended:
+        *blocks, kv_heads = rest[:4]
+        owner = owners_of(Blocks(*blocks), keys.shape[1], kv_heads)
+        return attention.ragged_attention(query, keys, values, visible, owner, kv_heads, *rest[4:])
 
     return kernels.block_attention, plain
 

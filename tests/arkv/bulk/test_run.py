@@ -420,6 +420,22 @@ def test_what_the_workers_cannot_do_is_said(described: Description, tmp_path: Pa
     }
 
 
+@pytest.mark.parametrize(
+    ("ray", "told"),
+    [
+        (None, r"needs Ray: pip install 'arkv\[ray\]'"),
+        (types.SimpleNamespace(__version__="2.9.3"), r"needs Ray 2\.60 or newer, and this is 2\.9\.3: pip"),
+    ],
+    ids=["none", "old"],
+)
+def test_without_ray_or_with_an_old_one_it_is_said_what_to_install(
+    ray: object, told: str, described: Description, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    with pytest.raises(ArkvError, match=told):
+        run(replaced(described, engine="ray"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("pixel_workers", "overlaps"), [(0, False), (0, True), (1, False)])
 def test_actors_draw_what_one_process_does(
