@@ -21,17 +21,17 @@ from typing import TYPE_CHECKING, Any
 
 import arkv
 from arkv.errors import ArkvError, CheckpointError, Terminated, is_out_of_memory
-from arkv.files import png, write_whole
-from arkv.loading import add_model, described, load
-from arkv.recipe import policy_text, recipe_of
+from arkv.jobs.loading import add_model, described, load
+from arkv.jobs.recipe import policy_text, recipe_of
+from arkv.pictures.files import png, write_whole
 
 if TYPE_CHECKING:
-    from arkv.bench import Configuration
     from arkv.bulk import Summary
-    from arkv.evaluation import Accuracy, Evaluation
-    from arkv.measurement import Measurement, Refusal
+    from arkv.jobs.recipe import Recipe
     from arkv.model import Model
-    from arkv.recipe import Recipe
+    from arkv.speed.bench import Configuration
+    from arkv.speed.measurement import Measurement, Refusal
+    from arkv.study.evaluation import Accuracy, Evaluation
 
 DTYPES = ("float32", "bfloat16", "float16")
 COMPILE = ("none", "inductor", "cudagraphs")
@@ -529,7 +529,7 @@ def _generate(arguments: argparse.Namespace) -> None:
     )
     common = recipe.texts(decoder.model)
     if as_file and len(prompts) > 1:
-        from arkv.sheet import Cell, contact_sheet, in_rows
+        from arkv.pictures.sheet import Cell, contact_sheet, in_rows
 
         sheet = contact_sheet(in_rows([Cell(i, p) for i, p in zip(result.images, prompts, strict=True)]))
         text = {"prompt": json.dumps(prompts), "seed": json.dumps(list(seeds))}
@@ -649,9 +649,9 @@ def _models(arguments: argparse.Namespace) -> None:
 
 def _estimate(arguments: argparse.Namespace) -> None:
     policy = recipe_of(vars(arguments)).load_policy()
+    from arkv.decoding.sampling import Sampling
     from arkv.estimate import estimate, format_bytes, rows_of
     from arkv.registry import torch_dtype
-    from arkv.sampling import Sampling
 
     # On the meta device a model has shapes and no memory.
     model = load(arguments, device="meta")
@@ -683,12 +683,12 @@ def _bench(arguments: argparse.Namespace) -> None:
         _check_writable(arguments.json)
     if arguments.plot is not None:
         _check_figure(arguments.plot, ".png")
-    from arkv.bench import Configuration, measure, refusal
-    from arkv.journal import Journal
-    from arkv.machine import describe_machine
-    from arkv.measurement import from_dict
-    from arkv.roofline import copy_bandwidth
-    from arkv.timing import Extent
+    from arkv.jobs.journal import Journal
+    from arkv.machine.description import describe_machine
+    from arkv.speed.bench import Configuration, measure, refusal
+    from arkv.speed.measurement import from_dict
+    from arkv.speed.roofline import copy_bandwidth
+    from arkv.speed.timing import Extent
 
     extent = Extent(arguments.tokens, None if arguments.lines is None else tuple(arguments.lines))
     settings = {
@@ -745,7 +745,7 @@ def _bench(arguments: argparse.Namespace) -> None:
 
 
 def _preset_models(arguments: argparse.Namespace) -> list[str]:
-    from arkv.published import PRESETS
+    from arkv.speed.published import PRESETS
 
     models = list(dict.fromkeys(row.model for row in PRESETS[arguments.preset]))
     if arguments.model in models:
@@ -757,8 +757,8 @@ def _preset_models(arguments: argparse.Namespace) -> list[str]:
 
 def _bench_wanted(arguments: argparse.Namespace, model: Model) -> list[Configuration]:
     """What is measured with a model."""
-    from arkv.bench import Configuration, at_equal_memory, configurations
-    from arkv.published import PRESETS
+    from arkv.speed.bench import Configuration, at_equal_memory, configurations
+    from arkv.speed.published import PRESETS
 
     if arguments.preset is None:
         sizes = arguments.batch_sizes or [1, 4, 16]
@@ -784,8 +784,8 @@ def _bench_wanted(arguments: argparse.Namespace, model: Model) -> list[Configura
 def _print_bench(model: Model, rows: Sequence[Measurement | Refusal], run: Mapping[str, Any]) -> str:
     """Tables of what was measured, what could not be, and what others have published; the title."""
     from arkv.estimate import format_bytes
-    from arkv.measurement import Measurement, Refusal, speedups
-    from arkv.published import published_for
+    from arkv.speed.measurement import Measurement, Refusal, speedups
+    from arkv.speed.published import published_for
 
     done = [row for row in rows if isinstance(row, Measurement)]
     guidance = model.spec.guidance if run["guidance"] is None else run["guidance"]
@@ -852,8 +852,8 @@ def _number(value: float) -> str:
 
 
 def _plot_bench(path: Path, rows: Sequence[Measurement | Refusal], title: str) -> None:
-    from arkv.measurement import Measurement
-    from arkv.speed_figure import draw_speed
+    from arkv.speed.measurement import Measurement
+    from arkv.speed.speed_figure import draw_speed
 
     done = [row for row in rows if isinstance(row, Measurement)]
     if not done:
@@ -867,10 +867,10 @@ def _eval(arguments: argparse.Namespace) -> None:
     _check_writable(arguments.out)
     if arguments.plot is not None:
         _check_figure(arguments.plot, ".png")
-    from arkv.bench import configurations
-    from arkv.evaluation import Contender, Evaluation, Settings, describe, evaluate
-    from arkv.journal import Journal
-    from arkv.sampling import Sampling
+    from arkv.decoding.sampling import Sampling
+    from arkv.jobs.journal import Journal
+    from arkv.speed.bench import configurations
+    from arkv.study.evaluation import Contender, Evaluation, Settings, describe, evaluate
 
     wanted = [one.policy for one in configurations(arguments.policies, arguments.ratios, [1])]
     model = load(arguments)
@@ -904,7 +904,7 @@ def _eval(arguments: argparse.Namespace) -> None:
     print(title)
     _print_evaluations(rows)
     if arguments.plot is not None:
-        from arkv.plots import draw_comparison
+        from arkv.study.evaluation_figure import draw_comparison
 
         software = {"Software": f"arkv {arkv.__version__}"}
         write_whole({arguments.plot: png(draw_comparison(rows, title), software)})
@@ -954,8 +954,8 @@ def _inspect(arguments: argparse.Namespace) -> None:
     _check_figure(arguments.out, ".png")
     if arguments.animation is not None:
         _check_figure(arguments.animation, ".gif")
-    from arkv.inspection import choose, record
-    from arkv.inspection_figure import animate, draw_sheet
+    from arkv.study.inspection import choose, record
+    from arkv.study.inspection_figure import animate, draw_sheet
 
     model = load(arguments)
     spec, rows = model.spec, model.spec.grid.rows
@@ -994,7 +994,7 @@ def _profile(arguments: argparse.Namespace) -> None:
     _check_writable(arguments.out)
     if arguments.map is not None:
         _check_figure(arguments.map, ".png")
-    from arkv.profile import draw_map, measure
+    from arkv.study.profile import draw_map, measure
 
     model = load(arguments)
     measured = measure(
@@ -1025,9 +1025,9 @@ def _demo(arguments: argparse.Namespace) -> None:
     if out.suffix != ".png":
         raise ArkvError(f"cannot write {out}: expected a name that ends in .png")
     _check_writable(out)
-    from arkv import demo
     from arkv.estimate import format_bytes
     from arkv.registry import load_model
+    from arkv.study import demo
 
     model = load_model(demo.MODEL, dtype=arguments.dtype, device=arguments.device)
     prompts = demo.demo_prompts(model, arguments.judged)
@@ -1189,7 +1189,7 @@ def _check_figure(path: Path, suffix: str) -> None:
     if path.suffix != suffix:
         raise ArkvError(f"cannot write {path}: expected a name that ends in {suffix}")
     _check_writable(path)
-    from arkv.figure import new_figure
+    from arkv.pictures.figure import new_figure
 
     new_figure(1, 1)
 

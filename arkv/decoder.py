@@ -13,13 +13,13 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from arkv.attention.quantization import KvDtype, storage_dtype
+from arkv.decoding.loop import Compile, Loop, check_mode
+from arkv.decoding.sampling import Sampling, guide, picture_uniforms
 from arkv.errors import ArkvError
 from arkv.estimate import check_memory, estimate, format_bytes, pictures_within, usable_memory
-from arkv.loop import Compile, Loop, check_mode
 from arkv.model import Condition, Model
 from arkv.policy import CachePolicy
-from arkv.quantization import KvDtype, storage_dtype
-from arkv.sampling import Sampling, guide, picture_uniforms
 from arkv.store import Store
 
 LONGEST_PROMPTS = 8

@@ -134,7 +134,7 @@ def load_model(
     seed: int = 0,
     **options: Any,
 ) -> Model:
-    """Load a model with its weights, packed where that makes it faster (see `arkv.packing`).
+    """Load a model with its weights, packed where that makes it faster (see `arkv.weights.packing`).
 
     Args:
         name: as registered, such as `"scenes"` or `"janus-pro-1b"`; or a path or a repository on the hub with
@@ -155,7 +155,7 @@ def load_model(
     """
     import torch
 
-    from arkv.packing import pack_
+    from arkv.weights.packing import pack_
 
     if name not in _points("model"):
         name, options["source"] = _recognised(name), name
@@ -183,7 +183,7 @@ def load_model(
 
 def _recognised(source: str | Path) -> str:
     """The name of the model whose checkpoint is at a path or in a repository of the hub."""
-    from arkv.hub import fetch, is_hub_id
+    from arkv.weights.hub import fetch, is_hub_id
 
     points = _points("model")
     exists = Path(source).exists()
@@ -218,7 +218,7 @@ def _check_options(name: str, model_class: type[Model], options: dict[str, Any])
 
 def _with_random_weights(model: Model, device: torch.device, seed: int) -> Model:
     """A model on the meta device, moved to a device and filled there."""
-    from arkv.checkpoint import draw_weights_
+    from arkv.weights.checkpoint import draw_weights_
 
     if tables := [name for name, _ in model.named_buffers()]:
         raise ArkvError(

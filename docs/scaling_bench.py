@@ -16,7 +16,7 @@ import torch
 
 import arkv
 from arkv.bulk import Description, run
-from arkv.recipe import Recipe
+from arkv.jobs.recipe import Recipe
 
 RECIPE = Recipe(model="scenes", policy="linear:ratio=1/6", dtype="bfloat16", compile="inductor")
 

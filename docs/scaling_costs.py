@@ -21,7 +21,7 @@ from arkv.bulk import Description
 from arkv.bulk.folder import Made
 from arkv.bulk.runner import Prepared, prepare
 from arkv.bulk.worker import Drawn, develop
-from arkv.recipe import Recipe
+from arkv.jobs.recipe import Recipe
 
 SIDE = 384
 """Pixels of Janus-Pro's and LlamaGen's pictures."""

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from arkv.checkpoint import read_config
 from arkv.errors import CheckpointError
-from arkv.hub import fetch
+from arkv.weights.checkpoint import read_config
+from arkv.weights.hub import fetch
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

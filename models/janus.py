@@ -19,15 +19,15 @@ from einops import rearrange
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from arkv.checkpoint import WeightSlot, empty, load_weights_, read_config, weight_files
 from arkv.errors import CheckpointError, PromptError
 from arkv.grid import Grid
-from arkv.hub import fetch
 from arkv.model import Block, Condition, Model, ModelSpec
 from arkv.models import vq
 from arkv.models.padding import left_padded
 from arkv.models.transformer import Transformer, TransformerConfig
-from arkv.packing import Linear
+from arkv.weights.checkpoint import WeightSlot, empty, load_weights_, read_config, weight_files
+from arkv.weights.hub import fetch
+from arkv.weights.packing import Linear
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

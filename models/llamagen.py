@@ -20,17 +20,17 @@ from einops import rearrange
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from arkv.checkpoint import WeightSlot, empty, load_weights_
 from arkv.errors import CheckpointError, PromptError
 from arkv.grid import Grid
-from arkv.hub import fetch, is_hub_id
 from arkv.model import Block, Condition, Model, ModelSpec
 from arkv.models import transformer, vq
 from arkv.models.captions import CaptionEncoder
 from arkv.models.imagenet import class_names, class_number
 from arkv.models.rope import grid_rotation
 from arkv.models.transformer import Transformer, TransformerConfig
-from arkv.packing import Linear
+from arkv.weights.checkpoint import WeightSlot, empty, load_weights_
+from arkv.weights.hub import fetch, is_hub_id
+from arkv.weights.packing import Linear
 
 ROPE_THETA = 10_000.0
 UNUSED = ("freqs_cis",)

@@ -22,16 +22,16 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from arkv.checkpoint import WeightSlot, empty, load_weights_, read_config, weight_files
 from arkv.errors import ArkvError, CheckpointError, PromptError
 from arkv.grid import Grid
-from arkv.hub import fetch, is_hub_id
 from arkv.model import Block, Condition, Model, ModelSpec
 from arkv.models.padding import left_padded
 from arkv.models.transformer import Transformer, TransformerConfig
 from arkv.models.vq import CHAMELEON_VQ, VQConfig, VQDecoder
 from arkv.models.vq import UNUSED as VQ_UNUSED
-from arkv.packing import Linear
+from arkv.weights.checkpoint import WeightSlot, empty, load_weights_, read_config, weight_files
+from arkv.weights.hub import fetch, is_hub_id
+from arkv.weights.packing import Linear
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

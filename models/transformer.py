@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from arkv.attention import causal_attention
-from arkv.checkpoint import WeightSlot
+from arkv.attention.reference import causal_attention
 from arkv.models.rope import rotate
-from arkv.packing import Linear
+from arkv.weights.checkpoint import WeightSlot
+from arkv.weights.packing import Linear
 
 HEAD_NORM_EPS = 1e-5
 """Epsilon of the normalisation of queries and keys, which Chameleon sets apart from that of its RMSNorms."""

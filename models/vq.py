@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import Self
 
-from arkv.checkpoint import WeightSlot
+from arkv.weights.checkpoint import WeightSlot
 
 Layout = Literal["llamagen", "transformers", "taming"]
 """How a checkpoint names the tensors: LlamaGen and the original Janus; Janus in transformers; Chameleon."""

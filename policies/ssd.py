@@ -22,9 +22,9 @@ from torch import Tensor
 
 from arkv.errors import ArkvError, BudgetError
 from arkv.grid import Grid
+from arkv.head_profile import HeadProfile
 from arkv.model import ModelSpec
 from arkv.policy import Observation, RankedPolicy, resolve_budget
-from arkv.profile import HeadProfile
 from arkv.store import CachePlan, Store
 
 

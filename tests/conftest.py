@@ -1,4 +1,4 @@
-"""What all tests share: one thread, and how many examples hypothesis tries."""
+"""What all tests share: one thread, a policy, and how many examples hypothesis tries."""
 
 import os
 from collections.abc import Iterator
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from sums import Sums
 
 # `pytest --hypothesis-profile=nightly` works as well as the variable.
 slow_is_fine = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
@@ -23,3 +24,9 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def sums() -> type[Sums]:
+    """A policy whose heads may have any budgets, and lend each other slots."""
+    return Sums

@@ -10,10 +10,10 @@ from typing import Any, Literal, get_type_hints
 
 from arkv.errors import ArkvError, UnknownNameError
 from arkv.fields import fits, wanted
-from arkv.job import Job
-from arkv.layouts import LAYOUTS
-from arkv.prompts import read_prompts
-from arkv.recipe import Recipe
+from arkv.jobs.job import Job
+from arkv.jobs.recipe import Recipe
+from arkv.pictures.layouts import LAYOUTS
+from arkv.pictures.prompts import read_prompts
 
 BATCH_SIZE = 16
 
@@ -25,11 +25,11 @@ class Description:
     """A job and how to run it. In a file, the recipe's fields stand beside the others.
 
     Attributes:
-        prompts: file or folder, as `arkv.prompts` reads it.
+        prompts: file or folder, as `arkv.pictures.prompts` reads it.
         out: folder for the pictures.
         recipe: what decides on a picture beside its prompt and its seed.
         samples: pictures of a prompt; None for what the layout usually has.
-        layout: of `arkv.layouts`; None for the one that goes with the prompts' format, else "flat".
+        layout: of `arkv.pictures.layouts`; None for the one that goes with the prompts' format, else "flat".
         npz_side: pixels that the pictures of an archive are resized to.
         seed: of the job.
         batch_size: pictures decoded at a time by a worker, or "auto" for as many as fit.

@@ -15,10 +15,10 @@ from typing import Any
 
 from arkv.bulk.log import read_events
 from arkv.errors import ArkvError
-from arkv.files import in_threads, write_whole
-from arkv.job import Job
-from arkv.journal import Journal, check_settings, read_journal
-from arkv.layouts import PictureFile
+from arkv.jobs.job import Job
+from arkv.jobs.journal import Journal, check_settings, read_journal
+from arkv.pictures.files import in_threads, write_whole
+from arkv.pictures.layouts import PictureFile
 
 INDEX = "index.jsonl"
 LOG = "log.jsonl"

@@ -10,8 +10,8 @@ import torch
 
 from arkv.bulk.worker import Drawn, Worker, develop
 from arkv.errors import is_out_of_memory
-from arkv.layouts import PictureFile
 from arkv.model import Model
+from arkv.pictures.layouts import PictureFile
 
 if TYPE_CHECKING:
     from arkv.bulk.folder import Folder

@@ -10,7 +10,7 @@ from typing import Any
 from arkv.bulk.folder import INDEX, LOG, InUse, parts
 from arkv.bulk.log import read_events
 from arkv.errors import ArkvError
-from arkv.journal import read_journal
+from arkv.jobs.journal import read_journal
 
 
 @dataclass(frozen=True)

@@ -17,19 +17,19 @@ import torch
 from tqdm import tqdm
 
 from arkv.bulk.description import Description
-from arkv.bulk.energy import energy_used
 from arkv.bulk.folder import INDEX, LOG, Folder, InUse, check_folder, parts, units_with
 from arkv.bulk.log import EventLog
 from arkv.bulk.overlap import draw_into
 from arkv.bulk.worker import Worker, refusal
 from arkv.decoder import Decoder, Statistics, check_batch_size
+from arkv.decoding.sampling import Sampling
 from arkv.errors import ArkvError, PromptError, Terminated
-from arkv.job import Job
-from arkv.layouts import PictureFile
-from arkv.machine import describe_machine
+from arkv.jobs.job import Job
+from arkv.machine.description import describe_machine
+from arkv.machine.energy import energy_used
 from arkv.model import Model
-from arkv.prompts import Prompt
-from arkv.sampling import Sampling
+from arkv.pictures.layouts import PictureFile
+from arkv.pictures.prompts import Prompt
 
 
 @dataclass(frozen=True)

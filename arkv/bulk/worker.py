@@ -16,12 +16,12 @@ from arkv.bulk.folder import Made
 from arkv.bulk.log import EventLog
 from arkv.decoder import Decoder, Result, Statistics, images
 from arkv.errors import ArkvError, NumericalError, PromptError, is_out_of_memory
-from arkv.files import in_threads
-from arkv.instruments import used_memory
-from arkv.job import Job
-from arkv.layouts import Picture, PictureFile
+from arkv.jobs.job import Job
+from arkv.machine.instruments import used_memory
 from arkv.model import Model
-from arkv.prompts import Prompt
+from arkv.pictures.files import in_threads
+from arkv.pictures.layouts import Picture, PictureFile
+from arkv.pictures.prompts import Prompt
 
 NOT_ALONE = "another picture of its file could not be drawn"
 

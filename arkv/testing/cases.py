@@ -14,9 +14,9 @@ from hypothesis import assume
 from hypothesis import strategies as st
 from torch import Tensor
 
+from arkv.decoding.loop import Loop
 from arkv.errors import BudgetError
 from arkv.grid import Grid
-from arkv.loop import Loop
 from arkv.model import Condition, ModelSpec
 from arkv.policy import CachePolicy
 from arkv.testing.tiny import LONGEST, WORDS, Prompt, Tiny, random_tokens

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from arkv.decoding.loop import check_selection
 from arkv.grid import Grid
-from arkv.loop import check_selection
 from arkv.model import ModelSpec
 from arkv.policy import CachePolicy, Observation
 from arkv.store import CONDITION, FREE, PADDING, CachePlan, Store

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from arkv.store import FREE, Store, blocks_of
+from arkv.attention.blocks import blocks_of
+from arkv.store import FREE, Store
 from arkv.testing.oracle import Place
 
 

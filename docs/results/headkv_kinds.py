@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 import arkv
-from arkv.evaluation import Contender, Settings, evaluate
 from arkv.policies.full import FullCache
 from arkv.policies.headkv import HeadKV
 from arkv.policy import Observation
 from arkv.store import Store
+from arkv.study.evaluation import Contender, Settings, evaluate
 
 PROBED = 8
 """Prompts whose heads are looked at."""

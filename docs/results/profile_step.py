@@ -9,7 +9,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 import arkv
-from arkv.engine import PolicyEngine
+from arkv.speed.engine import PolicyEngine
 
 
 def main() -> None:

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
-from arkv.evaluation import Accuracy, Evaluation
-from arkv.journal import read_journal
+from arkv.jobs.journal import read_journal
+from arkv.study.evaluation import Accuracy, Evaluation
 
 CLOSELY = "1/6"
 """The ratio that groups of prompts are shown for."""

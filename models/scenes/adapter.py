@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import Self
 
-from arkv.checkpoint import read_config, read_weights_
 from arkv.errors import CheckpointError
 from arkv.grid import Grid
 from arkv.model import Block, Condition, Model, ModelSpec
@@ -30,7 +29,8 @@ from arkv.models.scenes.grammar import (
 )
 from arkv.models.scenes.judge import judge
 from arkv.models.transformer import Transformer, TransformerConfig
-from arkv.packing import Linear
+from arkv.weights.checkpoint import read_config, read_weights_
+from arkv.weights.packing import Linear
 
 IMAGE_ID = VOCABULARY_SIZE
 """Id of the condition token that ends every prompt and is all that an unconditional row has."""

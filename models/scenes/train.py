@@ -34,13 +34,13 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
-from arkv.checkpoint import read_config
 from arkv.errors import ArkvError, NumericalError
 from arkv.models.scenes.adapter import Scenes, word_ids
 from arkv.models.scenes.codebook import PATCH, Codebook
 from arkv.models.scenes.drawing import Scene, draw, sample_picture, sample_scene
 from arkv.models.scenes.grammar import COLORS, GROUPS, SHAPES, encode_prompt, sample_prompt
 from arkv.models.transformer import TransformerConfig
+from arkv.weights.checkpoint import read_config
 
 # More of what is hard to learn: numbers and relations.
 GROUP_SHARES = {

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from arkv import CachePolicy, Observation, Store
-from arkv.loop import check_selection, recycle_
+from arkv.decoding.loop import check_selection, recycle_
 from arkv.model import ModelSpec
 
 Place = tuple[int, int, int]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from arkv import CachePolicy
-from arkv.loop import Loop
+from arkv.decoding.loop import Loop
 from arkv.model import Model
 from arkv.testing.oracle import WORD as WORD
 from arkv.testing.oracle import Entry as Entry

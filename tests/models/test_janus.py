@@ -16,12 +16,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from arkv import Decoder, load_policy
-from arkv.checkpoint import draw_weights_, load_weights_
 from arkv.errors import CheckpointError, PromptError
 from arkv.models import janus
 from arkv.models.janus import JANUS_PRO_1B, JANUS_PRO_7B, UNUSED, JanusPro, JanusPro1B, JanusVariant, Tokens
 from arkv.models.transformer import TransformerConfig
 from arkv.models.vq import VQConfig
+from arkv.weights.checkpoint import draw_weights_, load_weights_
 
 DATA = Path(__file__).parents[1] / "data"
 VARIANT = JanusVariant(
@@ -525,7 +525,7 @@ def test_one_layer_of_the_real_width_draws_a_whole_picture() -> None:
 
 WEIGH = """
 import sys, torch
-from arkv.instruments import PeakMemory
+from arkv.machine.instruments import PeakMemory
 from arkv.models.janus import JanusPro
 
 JanusPro.from_pretrained(sys.argv[1], device="meta")  # what loading imports

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from arkv import Decoder, load_policy
-from arkv.checkpoint import WeightSlot, draw_weights_, load_weights_
+from arkv.decoding.sampling import Sampling, guide, probabilities
 from arkv.errors import CheckpointError, PromptError
 from arkv.models import llamagen
 from arkv.models.captions import CaptionEncoder, clean_caption
@@ -23,7 +23,7 @@ from arkv.models.imagenet import class_names, class_number
 from arkv.models.llamagen import UNUSED, VARIANTS, Captions, Classes, LlamaGen, LlamaGenVariant
 from arkv.models.transformer import TransformerConfig
 from arkv.models.vq import VQConfig
-from arkv.sampling import Sampling, guide, probabilities
+from arkv.weights.checkpoint import WeightSlot, draw_weights_, load_weights_
 
 DATA = Path(__file__).parents[1] / "data"
 TINY_VQ = VQConfig(codes=96, code_dim=8, latent=32, channels=32, multipliers=(1, 1), blocks=1)

@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from arkv import Decoder
-from arkv.checkpoint import load_weights_
 from arkv.errors import ArkvError, CheckpointError, PromptError
 from arkv.model import Condition
 from arkv.models import transformer as transformer_file
@@ -32,6 +31,7 @@ from arkv.models.lumina import (
 from arkv.models.transformer import Block, HeadNorm, TransformerConfig
 from arkv.models.vq import VQConfig
 from arkv.registry import load_class, load_policy, names
+from arkv.weights.checkpoint import load_weights_
 
 DATA = Path(__file__).parent.parent / "data"
 CODES = 24

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from arkv.checkpoint import load_weights_
 from arkv.models.rope import grid_rotation, sequence_rotation
 from arkv.models.transformer import Block, HeadNorm, RMSNorm, Transformer, TransformerConfig
+from arkv.weights.checkpoint import load_weights_
 
 CONFIG = TransformerConfig(layers=3, width=16, heads=4, kv_heads=2, head_dim=8, hidden=24)
 

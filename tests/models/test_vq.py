@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from arkv.checkpoint import load_weights_
 from arkv.errors import CheckpointError
 from arkv.models import vq
 from arkv.models.vq import CHAMELEON_VQ, UNUSED, VQ8, VQ16, Layout, VQConfig, VQDecoder, to_uint8
+from arkv.weights.checkpoint import load_weights_
 
 DATA = Path(__file__).parent.parent / "data"
 

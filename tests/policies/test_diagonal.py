@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from tiny import Tiny
 
 from arkv import Grid, Observation, Store
+from arkv.decoding.loop import recycle_
 from arkv.errors import BudgetError
-from arkv.loop import recycle_
 from arkv.model import ModelSpec
 from arkv.policies.diagonal import Diagonal
 

@@ -9,8 +9,8 @@ from oracle import Linear
 from tiny import GRID, Tiny, random_tokens
 
 from arkv import ArkvError, CachePlan, Grid, Observation, Store
+from arkv.decoding.loop import Loop
 from arkv.errors import BudgetError
-from arkv.loop import Loop
 from arkv.policies.linear import LineAR
 from arkv.testing import Oracle
 from arkv.testing.stores import positions

@@ -11,7 +11,7 @@ from tiny import Tiny
 from arkv import CachePlan, Grid, Store
 from arkv.errors import ArkvError, BudgetError
 from arkv.policies.ssd import SSD
-from arkv.profile import HeadProfile
+from arkv.study.profile import HeadProfile
 
 SPEC = Tiny(Grid(5, 5), layers=2, kv_heads=3, heads=3).spec
 SHARES = ((0.9, 0.2, 0.1), (0.7, 0.6, 0.3))

@@ -1,0 +1,4 @@
+"""Prompts in, files out.
+
+Nothing here knows how pictures come about.
+"""

@@ -1,0 +1,311 @@
+"""How good the pictures of a policy are, and how near its attention and its logits are to the full cache's.
+
+Every policy draws the same prompts from the same seeds. What has an exact judge is judged; what a policy has
+changed is measured on the full cache's own pictures (see `arkv.study.shadow`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy
+import torch
+from scipy.stats import binomtest  # type: ignore[import-untyped]
+from torch import Tensor
+from tqdm import tqdm
+
+from arkv.attention.quantization import KvDtype
+from arkv.decoder import Decoder, Statistics
+from arkv.decoding.loop import Compile
+from arkv.errors import ArkvError, BudgetError
+from arkv.machine.description import describe_run
+from arkv.model import Model
+from arkv.policy import CachePolicy
+from arkv.registry import load_policy, split_commas
+from arkv.study.shadow import Fidelity, compare
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """A share of pictures that show exactly what their prompts ask for.
+
+    Attributes:
+        right: pictures that do.
+        judged: pictures looked at.
+        share: the one by the other.
+        low: lower end of the 95% Wilson interval.
+        high: upper end.
+    """
+
+    right: int
+    judged: int
+    share: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, verdicts: Sequence[bool]) -> Accuracy:
+        """From at least one verdict."""
+        right, judged = sum(verdicts), len(verdicts)
+        interval = binomtest(right, judged).proportion_ci(CONFIDENCE, method="wilson")
+        return cls(right, judged, right / judged, float(interval.low), float(interval.high))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one policy at one ratio scores.
+
+    Attributes:
+        policy: with its parameters, such as "linear:ratio=1/6".
+        ratio: mean budget of a head by the visual tokens of a picture, `B / N`; None if the policy refuses.
+        error: why it refuses; all the rest is None then.
+        accuracy: of all prompts; None where the model has no judge of its pictures.
+        groups: accuracy by group of prompts; empty where the model has no groups.
+        attention_lost: see `arkv.study.shadow.Fidelity`; None if no prompt was teacher-forced.
+        attention_lost_by_layer: likewise.
+        kl: likewise.
+        top1_agreement: likewise.
+        tokens_per_second: visual tokens of all pictures by the wall time of decoding them, compilation
+            included; guidance rows are not counted twice. `arkv bench` measures speed with more care.
+        kv_bytes: keys and values allocated for a batch.
+        full_kv_bytes: what the full cache takes for it.
+    """
+
+    policy: str
+    ratio: float | None
+    error: str | None = None
+    accuracy: Accuracy | None = None
+    groups: Mapping[str, Accuracy] = field(default_factory=dict)
+    attention_lost: float | None = None
+    attention_lost_by_layer: list[float] | None = None
+    kl: float | None = None
+    top1_agreement: float | None = None
+    tokens_per_second: float | None = None
+    kv_bytes: int | None = None
+    full_kv_bytes: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The policy without its ratio: what its rows have in common."""
+        name, _, parameters = self.policy.partition(":")
+        kept = [part for part in split_commas(parameters) if part.partition("=")[0].strip() != "ratio"]
+        return ":".join(filter(None, (name, ",".join(kept))))
+
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any]) -> Evaluation:
+        """Back from `dataclasses.asdict`; fields that somebody has added are left out."""
+        known = {each.name: row[each.name] for each in dataclasses.fields(cls)}
+        overall, groups = known.pop("accuracy"), known.pop("groups")
+        return cls(
+            accuracy=None if overall is None else Accuracy(**overall),
+            groups={name: Accuracy(**values) for name, values in groups.items()},
+            **known,
+        )
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A policy that is to be evaluated, or why it cannot be.
+
+    Attributes:
+        text: name and parameters, as given.
+        policy: None if it refuses.
+        ratio: as in `Evaluation`.
+        error: None if it does not refuse.
+    """
+
+    text: str
+    policy: CachePolicy | None
+    ratio: float | None
+    error: str | None
+
+    @classmethod
+    def load(cls, text: str, model: Model) -> Contender:
+        """Build and plan a policy for a model.
+
+        Raises:
+            ArkvError: it is not a policy with parameters that it takes. A budget that it refuses is no such
+                error: others may be compared at it.
+        """
+        spec = model.spec
+        try:
+            policy = load_policy(text)
+            budgets = policy.plan(spec.grid, spec).budgets(spec)
+        except BudgetError as error:
+            return cls(text, None, None, str(error))
+        heads = spec.layers * spec.kv_heads
+        return cls(text, policy, sum(map(sum, budgets)) / (heads * spec.grid.tokens), None)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What every policy of a comparison has in common.
+
+    Attributes:
+        prompts: how many of the model's example prompts are drawn; a picture each.
+        forced_prompts: how many of them, the first, are compared with the full cache step by step; never
+            more than there are, and 0 leaves that out.
+        batch_size: pictures decoded at a time.
+        guidance: scale of classifier-free guidance; 1 leaves the unconditional rows out.
+        seed: of the prompts and of the first picture; the others count up from it.
+        compile: as for `arkv.Decoder`; the comparison with the full cache runs eagerly all the same.
+        kv_dtype: how policies store keys and values; the full cache that they are compared with is exact.
+
+    Raises:
+        ArkvError: a number is out of range.
+    """
+
+    prompts: int = 200
+    forced_prompts: int = 8
+    batch_size: int = 40
+    guidance: float = 1.0
+    seed: int = 0
+    compile: Compile = "none"
+    kv_dtype: KvDtype | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("prompts", 1), ("forced_prompts", 0), ("batch_size", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ArkvError(f"{name} is {getattr(self, name)}: expected at least {least}")
+        object.__setattr__(self, "forced_prompts", min(self.forced_prompts, self.prompts))
+
+
+def describe(model: Model, settings: Settings) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What has to be known of a comparison, ready for JSON.
+
+    Returns:
+        What must be the same for its rows to be compared, and other facts of this run.
+    """
+    run = describe_run(model, settings.seed, settings.guidance)
+    versions = {name: run.pop(name) for name in ("arkv", "torch", "model", "device", "dtype")}
+    shared = versions | dataclasses.asdict(settings)
+    return shared, {name: value for name, value in run.items() if name not in shared}
+
+
+def evaluate(
+    model: Model, contenders: Sequence[Contender], settings: Settings, progress: bool = False
+) -> Iterator[Evaluation]:
+    """Evaluate policies one after the other; a row comes as soon as it is done.
+
+    Args:
+        model: what draws; its own example prompts are used.
+        contenders: in the order of the rows.
+        settings: the same for all.
+        progress: show a bar, in pictures.
+
+    Raises:
+        ArkvError: as `Decoder.generate`.
+    """
+    prompts = model.example_prompts(settings.prompts, settings.seed)
+    pictures = settings.prompts + settings.forced_prompts
+    wanted = sum(one.policy is not None for one in contenders)
+    forced: Tensor | None = None
+    with tqdm(total=pictures * wanted, unit="picture", disable=not progress) as bar:
+        for one in contenders:
+            if one.policy is None:
+                yield Evaluation(one.text, None, one.error)
+                continue
+            bar.set_description(one.text)
+            verdicts, stats = _draw(model, one.policy, prompts, settings, bar)
+            fidelity = None
+            if settings.forced_prompts:
+                if forced is None:
+                    forced = _full_pictures(model, prompts, settings)
+                fidelity = _compare(model, one.policy, prompts, forced, settings, bar)
+            yield _row(model, one, prompts, verdicts, stats, fidelity)
+
+
+def _draw(
+    model: Model, policy: CachePolicy, prompts: Sequence[Any], settings: Settings, bar: tqdm[Any]
+) -> tuple[list[bool | None], list[Statistics]]:
+    """The verdict on every picture, and the statistics of every batch."""
+    decoder = Decoder(model, policy, settings.compile, settings.kv_dtype)
+    verdicts, stats = [], []
+    for batch in _batches(len(prompts), settings):
+        texts = [prompts[i] for i in batch]
+        result = decoder.generate(texts, seeds=[settings.seed + i for i in batch], guidance=settings.guidance)
+        stats.append(result.stats)
+        verdicts += [
+            model.satisfies(text, torch.from_numpy(numpy.array(image)))
+            for text, image in zip(texts, result.images, strict=True)
+        ]
+        bar.update(len(batch))
+    return verdicts, stats
+
+
+def _full_pictures(model: Model, prompts: Sequence[Any], settings: Settings) -> Tensor:
+    """Tokens of the full cache's pictures of the first prompts."""
+    count = settings.forced_prompts
+    result = Decoder(model, load_policy("full"), settings.compile).generate(
+        prompts[:count],
+        seeds=range(settings.seed, settings.seed + count),
+        guidance=settings.guidance,
+        batch_size=settings.batch_size,
+    )
+    return result.tokens
+
+
+def _compare(
+    model: Model,
+    policy: CachePolicy,
+    prompts: Sequence[Any],
+    tokens: Tensor,
+    settings: Settings,
+    bar: tqdm[Any],
+) -> Fidelity:
+    """The mean over all pictures, batch by batch."""
+    parts, weights = [], []
+    for batch in _batches(len(tokens), settings):
+        texts = [prompts[i] for i in batch]
+        part = compare(model, policy, texts, tokens[batch], settings.guidance, settings.kv_dtype)
+        parts.append(part)
+        weights.append(len(batch))
+        bar.update(len(batch))
+
+    def mean(values: Sequence[float]) -> float:
+        return float(numpy.average(values, weights=weights))
+
+    return Fidelity(
+        attention_lost=mean([part.attention_lost for part in parts]),
+        attention_lost_by_layer=[
+            mean(layer) for layer in zip(*(part.attention_lost_by_layer for part in parts), strict=True)
+        ],
+        kl=mean([part.kl for part in parts]),
+        top1_agreement=mean([part.top1_agreement for part in parts]),
+    )
+
+
+def _row(
+    model: Model,
+    contender: Contender,
+    prompts: Sequence[Any],
+    verdicts: Sequence[bool | None],
+    stats: Sequence[Statistics],
+    fidelity: Fidelity | None,
+) -> Evaluation:
+    judged = [verdict for verdict in verdicts if verdict is not None]
+    by_group: dict[str, list[bool]] = {}
+    for prompt, verdict in zip(prompts, verdicts, strict=True):
+        group = model.group(prompt)
+        if group is not None and verdict is not None:
+            by_group.setdefault(group, []).append(verdict)
+    return Evaluation(
+        policy=contender.text,
+        ratio=contender.ratio,
+        accuracy=Accuracy.of(judged) if judged else None,
+        groups={group: Accuracy.of(each) for group, each in by_group.items()},
+        tokens_per_second=sum(each.tokens for each in stats) / sum(each.seconds for each in stats),
+        kv_bytes=max(each.kv_bytes for each in stats),
+        full_kv_bytes=max(each.full_kv_bytes for each in stats),
+        **({} if fidelity is None else dataclasses.asdict(fidelity)),
+    )
+
+
+def _batches(count: int, settings: Settings) -> list[range]:
+    size = settings.batch_size
+    return [range(start, min(start + size, count)) for start in range(0, count, size)]

@@ -1,0 +1,333 @@
+"""The operators: on the CPU, in graphs, and, where there is one, on a GPU."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from arkv.attention import operators as kernels
+from arkv.attention import reference
+from arkv.attention.reference import Attended
+from arkv.store import BLOCK, Blocks, blocks_of, owners_of
+
+BOTH = frozenset({"mass", "scores"})
+OPERATORS = {"equal": torch.ops.arkv.slot_attention, "unequal": torch.ops.arkv.block_attention}
+
+needs_triton = pytest.mark.skipif(
+    find_spec("triton") is None, reason="Triton is not installed; a CPU build of torch does not bring it"
+)
+needs_gpu = pytest.mark.skipif(
+    not kernels.available(torch.device("cuda")) or not torch.cuda.is_available(), reason="needs a CUDA GPU"
+)
+layouts = pytest.mark.parametrize("layout", ["equal", "unequal"])
+
+
+def normal(*shape: int, seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def case(
+    layout: str,
+    rows: int = 2,
+    kv_heads: int = 2,
+    group: int = 2,
+    capacity: int = 37,
+    head_dim: int = 8,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+) -> list[Any]:
+    """Arguments up to the key heads, for slots in either layout."""
+    slots = kv_heads * capacity
+    query = normal(rows, kv_heads * group, head_dim, seed=0)
+    keys, values = (normal(rows, slots, head_dim, seed=seed) for seed in (1, 2))
+    visible = normal(rows, slots, seed=3) < 0.7
+    tables: tuple[Tensor, ...] = ()
+    if layout == "unequal":
+        owner = normal(1, slots, seed=4).abs().long().clamp(max=kv_heads - 1)
+        tables = Blocks(*(leaf[0] for leaf in blocks_of(owner[None], kv_heads)))
+    tensors = [*(x.to(dtype) for x in (query, keys, values)), visible, *tables]
+    return [*(x.to(device) for x in tensors), kv_heads]
+
+
+def functions(layout: str) -> tuple[Any, Any]:
+    """The operator's function and its specification, for the same arguments."""
+    if layout == "equal":
+        return kernels.slot_attention, reference.slot_attention
+
+    def plain(query: Tensor, keys: Tensor, values: Tensor, visible: Tensor, *rest: Any) -> Attended:
+        *blocks, kv_heads = rest[:4]
+        owner = owners_of(Blocks(*blocks), keys.shape[1], kv_heads)
+        return reference.ragged_attention(query, keys, values, visible, owner, kv_heads, *rest[4:])
+
+    return kernels.block_attention, plain
+
+
+def all_close(got: Attended, expected: Attended, atol: float = 1e-5, rtol: float = 1e-5) -> None:
+    for some, same in zip(got, expected, strict=True):
+        assert (some is None) == (same is None)
+        if some is not None and same is not None:
+            torch.testing.assert_close(some, same, atol=atol, rtol=rtol, check_device=False)
+
+
+# The operators, as every device has them
+
+
+@layouts
+@pytest.mark.parametrize("needs", [frozenset(), frozenset({"mass"}), BOTH], ids=len)
+def test_on_a_cpu_an_operator_is_the_plain_function(layout: str, needs: frozenset[str]) -> None:
+    operator, plain = functions(layout)
+    arguments = case(layout)
+    got, expected = operator(*arguments, needs), plain(*arguments, needs)
+    for some, same in zip(got, expected, strict=True):
+        assert some is same is None or torch.equal(some, same)
+
+
+@layouts
+def test_mass_and_scores_are_written_where_the_caller_wants_them(layout: str) -> None:
+    """Into one layer's part of a tensor for all layers, which is as wide as the widest."""
+    operator, plain = functions(layout)
+    arguments = case(layout)
+    room = torch.full((2, 3, 2, 80), -1.0)
+    got = operator(*arguments, BOTH, mass=room[0, 1], scores=room[1, 1])
+    expected = plain(*arguments, BOTH)
+    assert torch.equal(got.output, expected.output)
+    assert torch.equal(room[0, 1, :, :74], expected.mass)
+    assert torch.equal(room[1, 1, :, :74], expected.scores)
+    room[:, 1, :, :74] = -1
+    assert bool((room == -1).all())
+    assert got.mass.data_ptr() == room[0, 1].data_ptr()
+
+
+@layouts
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn], ids=str)
+def test_eight_bits_with_a_scale_are_what_they_stand_for(layout: str, dtype: torch.dtype) -> None:
+    operator, plain = functions(layout)
+    query, keys, values, *rest = case(layout)
+    scales = [leaf.abs().amax(-1) / 127 for leaf in (keys, values)]
+    narrow = [(x / s[..., None]).to(dtype) for x, s in zip((keys, values), scales, strict=True)]
+    wide = [x.float() * s[..., None] for x, s in zip(narrow, scales, strict=True)]
+    for query_dtype in (torch.float32, torch.bfloat16):
+        cast = query.to(query_dtype)
+        got = operator(cast, *narrow, *rest, BOTH, key_scale=scales[0], value_scale=scales[1])
+        assert got.output.dtype == query_dtype
+        all_close(got, plain(cast, *(x.to(query_dtype) for x in wide), *rest, BOTH))
+
+
+def rooms(arguments: list[Any], written: bool, scaled: bool) -> tuple[Tensor | None, ...]:
+    """The four optional arguments of an operator."""
+    visible = arguments[3]
+    mass, scores = (torch.zeros(visible.shape) if written else None for _ in range(2))
+    key_scale, value_scale = (torch.rand(visible.shape) + 1 if scaled else None for _ in range(2))
+    return mass, scores, key_scale, value_scale
+
+
+@layouts
+@pytest.mark.parametrize(("written", "scaled"), [(False, False), (True, False), (True, True)])
+def test_operators_say_the_truth_about_themselves(layout: str, written: bool, scaled: bool) -> None:
+    """What they write, what they return, and that graphs may take both for granted."""
+    arguments = case(layout, capacity=5)
+    torch.library.opcheck(OPERATORS[layout], (*arguments, *rooms(arguments, written, scaled)))
+
+
+@layouts
+def test_an_operator_within_a_graph_is_the_plain_function(layout: str) -> None:
+    """One graph; mass lands in memory that the graph was given, and in memory of its own."""
+    torch._dynamo.reset()
+    operator, plain = functions(layout)
+
+    def step(arguments: list[Any], mass: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        doubled = [arguments[0] * 2, *arguments[1:]]
+        first = operator(*doubled, frozenset({"mass"}), mass=mass)
+        second = operator(*doubled, BOTH)
+        return first.output + 1, second.mass + 1, second.scores
+
+    traced = torch.compile(step, fullgraph=True, dynamic=False)
+    arguments = case(layout)
+    with torch.inference_mode():
+        for seed in (5, 6):
+            arguments[0] = normal(*arguments[0].shape, seed=seed)
+            room = torch.full((3, *arguments[3].shape), -1.0)
+            with torch.compiler.set_stance("default" if seed == 5 else "fail_on_recompile"):
+                got = traced(arguments, room[1])
+            expected = plain(arguments[0] * 2, *arguments[1:], BOTH)
+            assert expected.mass is not None
+            all_close(Attended(*got), Attended(expected.output + 1, expected.mass + 1, expected.scores))
+            torch.testing.assert_close(room[1], expected.mass)
+            assert bool((room[::2] == -1).all())
+    torch._dynamo.reset()
+
+
+# The kernels, without a GPU
+
+
+@needs_triton
+@given(tiles=st.integers(1, 300), sequences=st.integers(1, 2000), processors=st.integers(1, 200))
+def test_programs_are_as_long_as_they_can_be_and_still_occupy_the_device(
+    tiles: int, sequences: int, processors: int
+) -> None:
+    from arkv.attention.triton_kernels import MOST_TILES, PROGRAMS, tiles_of_program
+
+    taken = tiles_of_program(tiles, sequences, processors)
+    assert taken in (1, 2, 4, 8)
+    assert taken <= MOST_TILES
+
+    def occupied(taken: int) -> bool:
+        return sequences * -(-tiles // taken) >= PROGRAMS * processors
+
+    assert taken == 1 or occupied(taken)
+    assert taken == MOST_TILES or taken >= tiles or not occupied(2 * taken)
+
+
+@needs_triton
+def test_the_kernels_in_the_interpreter() -> None:
+    """All of `kernels_interpreted.py`, in one process."""
+    file = Path(__file__).with_name("kernels_interpreted.py")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", str(file)],
+        cwd=file.parents[2],
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    summary = done.stdout.splitlines()[-1]
+    assert re.search(r"\d+ passed", summary)
+    assert "skipped" not in summary
+
+
+@pytest.fixture
+def compiler_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[Any]]:
+    """Launches compile for a GPU that is not there, and do no more; what they compiled."""
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime import driver
+    from triton.runtime.jit import JITFunction
+
+    class NoDevice:
+        def get_current_target(self) -> GPUTarget:
+            return GPUTarget("cuda", 90, 32)
+
+        def get_current_device(self) -> str:
+            return "none"  # the key of a cache that no real device shares
+
+        def get_current_stream(self, device: str) -> int:
+            return 0
+
+    compiled, run = [], JITFunction.run
+
+    def compile_only(self: JITFunction, *arguments: Any, warmup: bool, **keywords: Any) -> None:
+        compiled.append(run(self, *arguments, warmup=True, **keywords))
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(JITFunction, "run", compile_only)
+    before = driver._active
+    driver.set_active(NoDevice())
+    yield compiled
+    driver._active = before
+
+
+@needs_triton
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="an interpreter does not compile")
+def test_what_is_launched_compiles(compiler_only: list[Any]) -> None:
+    """The interpreter lets types pass that the compiler does not."""
+    from arkv.attention.triton_kernels import attend
+
+    for layout, capacity, scaled in (("equal", 37, False), ("unequal", 37, False), ("equal", 1, True)):
+        query, keys, values, visible, *tables, kv_heads = case(
+            layout, group=1, capacity=capacity, head_dim=128, dtype=torch.bfloat16
+        )
+        blocks = Blocks(*tables) if tables else None
+        mass, scores, *scales = rooms([query, keys, values, visible], not scaled, scaled)
+        if scaled:
+            keys, values = keys.to(torch.int8), values.to(torch.float8_e4m3fn)
+        attend(query, keys, values, visible, blocks, kv_heads, mass, scores, *scales, 132)
+    assert len(compiler_only) == 6
+    # Sixteen bytes at a time, or the bus is not kept busy.
+    reading = [kernel.asm["ptx"] for kernel in compiler_only[::2]]
+    assert all("ld.global.v4" in ptx for ptx in reading)
+
+
+# The kernels on a GPU
+
+# What is summed in another order, and what the plain functions round to the narrow type on the way.
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 4e-3}
+
+
+@needs_gpu
+@layouts
+@pytest.mark.parametrize("head_dim", [64, 100, 128])
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_gpu_a_kernel_gives_what_the_plain_function_gives(
+    dtype: torch.dtype, head_dim: int, layout: str
+) -> None:
+    operator, plain = functions(layout)
+    # Every width and dtype with one to eight query heads to a key head among them.
+    group = (1, 2, 4, 8)[([64, 100, 128].index(head_dim) + list(TOLERANCE).index(dtype)) % 4]
+    for rows, capacity in ((1, 1), (2, 37), (3, 700), (40, 333)):
+        arguments = case(layout, rows, 3, group, capacity, head_dim, dtype, "cuda")
+        wide = [x.float() if x.is_floating_point() else x for x in arguments[:-1]]
+        got, expected = operator(*arguments, BOTH), plain(*wide, arguments[-1], BOTH)
+        assert got.output.dtype == dtype
+        torch.testing.assert_close(got.output.float(), expected.output, atol=TOLERANCE[dtype], rtol=1e-2)
+        all_close(got._replace(output=expected.output), expected, atol=1e-4, rtol=1e-4)
+        again = operator(*arguments, BOTH)
+        assert all(torch.equal(some, same) for some, same in zip(again, got, strict=True))
+
+
+@needs_gpu
+@layouts
+def test_gpu_what_is_hidden_is_not_read(layout: str) -> None:
+    operator, _ = functions(layout)
+    query, keys, values, visible, *rest = case(layout, capacity=20 * BLOCK, head_dim=128, device="cuda")
+    visible[:, 5 * BLOCK : 20 * BLOCK] = False
+    expected = operator(query, keys, values, visible, *rest, BOTH)
+    for leaf in (keys, values):
+        leaf[~visible] = torch.nan
+    got = operator(query, keys, values, visible, *rest, BOTH)
+    assert all(torch.equal(some, same) for some, same in zip(got, expected, strict=True))
+
+
+@needs_gpu
+@layouts
+def test_gpu_a_number_that_is_not_finite_is_not_lost(layout: str) -> None:
+    """The decoder looks for it in what comes out; the interpreter's maximum is another than a GPU's."""
+    operator, _ = functions(layout)
+    for which in (0, 1, 2):
+        arguments = case(layout, rows=1, kv_heads=1, device="cuda")
+        arguments[3][:] = True
+        arguments[which][0, 0, 3] = torch.nan
+        assert operator(*arguments).output[0, 0].isnan().any()
+
+
+@needs_gpu
+@layouts
+def test_gpu_a_captured_kernel_follows_its_inputs_and_nothing_waits(layout: str) -> None:
+    operator, plain = functions(layout)
+    arguments = case(layout, capacity=333, head_dim=128, device="cuda")
+    mass = torch.zeros(3, *arguments[3].shape, device="cuda")[1]
+    with torch.inference_mode():
+        operator(*arguments, frozenset({"mass"}), mass=mass)  # compiles
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            output = operator(*arguments, frozenset({"mass"}), mass=mass).output
+        arguments[0].copy_(normal(*arguments[0].shape, seed=9))
+        arguments[3].logical_not_()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            graph.replay()
+            operator(*arguments, frozenset({"mass"}), mass=mass)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        expected = plain(*arguments, frozenset({"mass"}))
+    torch.testing.assert_close(output, expected.output, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(mass, expected.mass, atol=1e-4, rtol=1e-4)
