@@ -14,7 +14,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from arkv.attention.quantization import KvDtype, storage_dtype
-from arkv.decoding.loop import Compile, Loop, check_mode
+from arkv.decoding.compiling import Compile, check_mode
+from arkv.decoding.loop import Loop
 from arkv.decoding.sampling import Sampling, guide, picture_uniforms
 from arkv.errors import ArkvError
 from arkv.estimate import check_memory, estimate, format_bytes, pictures_within, usable_memory

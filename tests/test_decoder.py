@@ -416,7 +416,7 @@ def test_a_store_of_another_shape_is_gone_before_the_next_is_made() -> None:
 
 
 def test_a_short_last_batch_is_filled_up_when_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("arkv.decoding.loop.compiled", lambda function, mode: function)
+    monkeypatch.setattr("arkv.decoding.step.compiled", lambda function, mode: function)
     rows = []
     made = Decoder(Tiny(), build("full", N), compile="inductor")
     filled = made.generate(
@@ -429,7 +429,7 @@ def test_a_short_last_batch_is_filled_up_when_compiled(monkeypatch: pytest.Monke
 
 
 def test_lengths_are_rounded_up_when_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("arkv.decoding.loop.compiled", lambda function, mode: function)
+    monkeypatch.setattr("arkv.decoding.step.compiled", lambda function, mode: function)
     monkeypatch.setattr("arkv.decoder.LENGTHS", 3)
     made, eager = (Decoder(Tiny(), build("linear", 16), compile=mode) for mode in ("inductor", "none"))
     most = made.model.spec.max_condition

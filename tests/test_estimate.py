@@ -9,10 +9,10 @@ import torch
 from tiny import LONGEST, POLICIES, Tiny, tight
 
 from arkv import CachePolicy, Decoder, Grid, Store
+from arkv.attention.blocks import BLOCK
 from arkv.decoding.loop import Loop
 from arkv.errors import MemoryLimitError
 from arkv.estimate import available_memory, check_memory, estimate, format_bytes, rows_of
-from arkv.store import BLOCK
 
 PROMPTS = [(1,), (2, 3), (4, 5, 6)]
 

@@ -12,7 +12,8 @@ from tiny import GRID, Tiny, random_tokens
 from torch import Tensor
 
 from arkv import ArkvError, CachePlan, CachePolicy, Decoder, Grid, RankedPolicy, Store
-from arkv.decoding.loop import Loop, check_selection
+from arkv.decoding.checks import check_selection
+from arkv.decoding.loop import Loop
 from arkv.errors import BudgetError
 from arkv.policies.linear import LineAR
 from arkv.policy import least_of_head, least_of_layer, rank_in_head, resolve_budget

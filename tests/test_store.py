@@ -11,8 +11,9 @@ from tiny import GRID, Tiny
 from torch import Tensor
 
 from arkv import ArkvError, CachePlan, Store
+from arkv.attention.blocks import BLOCK, Blocks, blocks_of, owners_of
 from arkv.errors import BudgetError
-from arkv.store import BLOCK, CONDITION, FREE, PADDING, Blocks, blocks_of, owners_of, write_
+from arkv.store import CONDITION, FREE, PADDING, write_
 
 FIELDS = {"score": torch.float32, "age": torch.int32}
 # Unequal on purpose, over two layers of three key heads; the first layer's pool is the larger.

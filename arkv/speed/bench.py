@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 from arkv.attention.quantization import KvDtype
-from arkv.decoding.loop import Compile
+from arkv.decoding.compiling import Compile
 from arkv.decoding.sampling import Sampling
 from arkv.errors import ArkvError, MemoryLimitError
 from arkv.estimate import estimate, pictures_within, usable_memory

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from arkv.attention.quantization import KvDtype
-from arkv.decoding.loop import Compile, Loop, check_mode, recycle_
+from arkv.decoding.compiling import Compile, check_mode
+from arkv.decoding.loop import Loop
+from arkv.decoding.step import recycle_
 from arkv.estimate import check_memory
 from arkv.model import Condition, Model
 from arkv.policy import CachePolicy

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from arkv.decoder import Decoder, Statistics
-from arkv.decoding.loop import Compile
+from arkv.decoding.compiling import Compile
 from arkv.estimate import format_bytes
 from arkv.model import Model
 from arkv.pictures.sheet import Cell, Row, contact_sheet

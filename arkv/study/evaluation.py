@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from arkv.attention.quantization import KvDtype
 from arkv.decoder import Decoder, Statistics
-from arkv.decoding.loop import Compile
+from arkv.decoding.compiling import Compile
 from arkv.errors import ArkvError, BudgetError
 from arkv.machine.description import describe_run
 from arkv.model import Model

@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from arkv.decoder import Decoder
-from arkv.decoding.loop import Compile
+from arkv.decoding.compiling import Compile
 from arkv.errors import ArkvError
 from arkv.grid import Grid
 from arkv.head_profile import HeadProfile

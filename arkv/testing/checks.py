@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from arkv.decoder import Decoder
-from arkv.decoding.loop import recycle_
+from arkv.decoding.step import recycle_
 from arkv.model import ModelSpec
 from arkv.policy import CachePolicy, Observation
 from arkv.store import Store, write_

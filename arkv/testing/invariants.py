@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from arkv.decoding.loop import check_selection
+from arkv.decoding.checks import check_selection
 from arkv.grid import Grid
 from arkv.model import ModelSpec
 from arkv.policy import CachePolicy, Observation

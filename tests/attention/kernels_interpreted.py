@@ -16,8 +16,8 @@ from torch import Tensor
 
 from arkv import CachePlan, Store
 from arkv.attention import reference as attention
+from arkv.attention.blocks import Blocks, blocks_of, owners_of
 from arkv.attention.operators import available
-from arkv.store import Blocks, blocks_of, owners_of
 
 LAZY = "arkv.attention.triton_kernels" not in sys.modules
 assert os.environ.get("TRITON_INTERPRET") == "1"

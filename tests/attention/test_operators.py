@@ -17,8 +17,8 @@ from torch import Tensor
 
 from arkv.attention import operators as kernels
 from arkv.attention import reference
+from arkv.attention.blocks import BLOCK, Blocks, blocks_of, owners_of
 from arkv.attention.reference import Attended
-from arkv.store import BLOCK, Blocks, blocks_of, owners_of
 
 BOTH = frozenset({"mass", "scores"})
 OPERATORS = {"equal": torch.ops.arkv.slot_attention, "unequal": torch.ops.arkv.block_attention}

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from arkv import ArkvError, CachePolicy, Decoder, Grid
 from arkv.decoding import graphs
-from arkv.decoding import loop as loop_module
+from arkv.decoding import step as step_module
 from arkv.decoding.loop import Loop
 from arkv.decoding.sampling import Sampling, picture_uniforms
 
@@ -68,7 +68,7 @@ def captures(monkeypatch: pytest.MonkeyPatch) -> list[Tape]:
     monkeypatch.setattr(graphs, "captured", captured)
     monkeypatch.setattr(graphs, "run_beside", lambda work: work())
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
-    monkeypatch.setattr(loop_module, "compiled", lambda function, mode: function)
+    monkeypatch.setattr(step_module, "compiled", lambda function, mode: function)
     return made
 
 

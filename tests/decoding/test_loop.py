@@ -22,9 +22,10 @@ from arkv import (
     Observation,
     RankedPolicy,
     Store,
-    kernels,
 )
-from arkv.decoding.loop import Loop, check_selection
+from arkv.attention import operators
+from arkv.decoding.checks import check_selection
+from arkv.decoding.loop import Loop
 from arkv.errors import NumericalError
 from arkv.policies.window import SlidingWindow
 from arkv.testing import Oracle
@@ -416,7 +417,7 @@ def test_a_loop_with_kernels_draws_what_one_without_does(
     for policy in policies:
         plain = Decoder(model, policy, kv_dtype=kv_dtype).generate(PROMPTS, guidance=1.5, temperature=1.5)
         with monkeypatch.context() as patched:
-            patched.setattr(kernels, "available", lambda device: True)
+            patched.setattr(operators, "available", lambda device: True)
             got = Decoder(model, policy, compile, kv_dtype=kv_dtype).generate(
                 PROMPTS, guidance=1.5, temperature=1.5
             )

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from arkv import CachePolicy, Observation, Store
-from arkv.decoding.loop import check_selection, recycle_
+from arkv.decoding.checks import check_selection
+from arkv.decoding.step import recycle_
 from arkv.model import ModelSpec
 
 Place = tuple[int, int, int]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tiny import Tiny
 
 from arkv import Grid, Observation, Store
-from arkv.decoding.loop import recycle_
+from arkv.decoding.step import recycle_
 from arkv.errors import BudgetError
 from arkv.model import ModelSpec
 from arkv.policies.diagonal import Diagonal

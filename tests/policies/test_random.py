@@ -7,7 +7,7 @@ from scipy.stats import chisquare
 from tiny import GRID, Tiny, random_tokens
 
 from arkv import Grid, Store
-from arkv.decoding.loop import recycle_
+from arkv.decoding.step import recycle_
 from arkv.policies.random import Random
 from arkv.testing.stores import positions
 

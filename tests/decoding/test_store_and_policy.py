@@ -21,7 +21,8 @@ from tiny import POLICIES, Tiny, build, legal_budgets
 
 from arkv import Grid, Observation, Store
 from arkv.attention.reference import ragged_attention, slot_attention
-from arkv.decoding.loop import layout_of_layer, observe_, recycle_
+from arkv.decoding.layers import layout_of_layer
+from arkv.decoding.step import observe_, recycle_
 from arkv.store import CONDITION, PADDING, write_
 from arkv.testing.oracle import Place
 from arkv.testing.stores import positions, shuffle_
