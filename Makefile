@@ -13,6 +13,7 @@ BIN := $(VENV)/bin
 # The package's own build needs no isolated environment: setuptools is in .venv, at a pinned version.
 INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --constraint constraints.txt
 EDITABLE := $(INSTALL) --no-build-isolation --editable
+LINT_IMPORTS := from importlinter.cli import lint_imports_command as lint; lint()
 SOURCES = $(shell find arkv policies models -name __pycache__ -prune -o -print)
 
 .PHONY: help demo test lint docs bench format clean
@@ -26,9 +27,10 @@ demo: $(VENV)/.stamp-base ## Draw eight prompts under three policies into demo.p
 test: $(VENV)/.stamp-test ## Run the tests, a process a core; ARGS="-k name" is handed to pytest
 	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
-lint: $(VENV)/.stamp-dev build/layout/.stamp ## Check style, format and types
+lint: $(VENV)/.stamp-dev build/layout/.stamp ## Check style, format, imports and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	cd build/layout && ../../$(BIN)/python -c '$(LINT_IMPORTS)' --no-logo --no-cache ../../pyproject.toml
 	$(BIN)/mypy | sed -E 's#^build/layout/arkv/(policies|models)/#\1/#; s#^build/layout/##'
 
 format: $(VENV)/.stamp-dev ## Mend style and format where a tool can
