@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 
-from arkv import bench
 from arkv.errors import ArkvError, BudgetError, MemoryLimitError, UnknownNameError
 from arkv.estimate import estimate
 from arkv.machine.description import describe_run
@@ -19,6 +18,7 @@ from arkv.models.scenes.adapter import Scenes
 from arkv.models.scenes.codebook import PATCH_VALUES, Codebook
 from arkv.models.transformer import TransformerConfig
 from arkv.registry import load_policy
+from arkv.speed import bench
 from arkv.speed.bench import Configuration, at_equal_memory, configurations, measure, refusal
 from arkv.speed.engine import DYNAMIC, PolicyEngine
 from arkv.speed.measurement import Measurement, Refusal, from_dict, speedups

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import POLICIES, Tiny, build, legal_budgets, tight
 
-from arkv import Grid, roofline
+from arkv import Grid
 from arkv.model import Model
+from arkv.speed import roofline
 from arkv.speed.engine import PolicyEngine
 from arkv.speed.roofline import StepBytes, copy_bandwidth, resident_slots, weight_bytes
 

@@ -13,10 +13,11 @@ from tiny import POLICIES, Tiny, build, legal_budgets, tight
 from torch import Tensor
 from tqdm import tqdm
 
-from arkv import Decoder, Grid, timing
+from arkv import Decoder, Grid
 from arkv.decoding.sampling import Sampling
 from arkv.errors import ArkvError
 from arkv.model import Condition
+from arkv.speed import timing
 from arkv.speed.engine import Engine, PolicyEngine
 from arkv.speed.timing import WHOLE, Extent, Trace, decode
 
