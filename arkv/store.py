@@ -15,7 +15,6 @@ their pool, a slot belongs to whichever head it was last named for.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -25,9 +24,10 @@ from torch.nn.functional import pad
 
 from arkv.attention.blocks import BLOCK, blocks_of
 from arkv.attention.quantization import SCALE_DTYPE, is_quantized, quantize
-from arkv.errors import ArkvError, BudgetError
+from arkv.errors import ArkvError
 from arkv.grid import Grid
 from arkv.model import ModelSpec
+from arkv.plan import CachePlan as CachePlan
 
 FREE = -1
 """Position of a slot that may be written."""
@@ -38,59 +38,6 @@ PADDING = -3
 
 HeadFields = Mapping[str, torch.dtype | tuple[torch.dtype, Literal["tokens"]]]
 """Per-head statistics: a dtype for one number a head, or with "tokens" for one for each visual token."""
-
-
-@dataclass(frozen=True)
-class CachePlan:
-    """What a policy asks for before anything is allocated.
-
-    Attributes:
-        budget: visual slots of a head right after an eviction, `B`: one number for all, or one for each
-            key head of each layer.
-        period: visual tokens decoded between two evictions, `P`.
-        shared: whether the heads of a layer lend each other slots. Then only the sum of a layer's budgets
-            is fixed, and `select` may name any slot of the layer for any head.
-    """
-
-    budget: int | tuple[tuple[int, ...], ...]
-    period: int
-    shared: bool = False
-
-    def __post_init__(self) -> None:
-        by_head = self.budget if isinstance(self.budget, tuple) else ((self.budget,),)
-        if not all(isinstance(layer, tuple) for layer in by_head):
-            raise BudgetError(f"a plan with a budget of {self.budget!r}: expected a tuple of numbers a layer")
-        for name, value in [("budget", b) for layer in by_head for b in layer] + [("period", self.period)]:
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise BudgetError(f"a plan with a {name} of {value!r}: expected a whole number, at least 1")
-
-    def budgets(self, spec: ModelSpec) -> list[list[int]]:
-        """The budget of every key head, by layer.
-
-        Raises:
-            BudgetError: there are not as many as the model has heads.
-        """
-        if isinstance(self.budget, int):
-            return [[self.budget] * spec.kv_heads for _ in range(spec.layers)]
-        shape = {len(layer) for layer in self.budget}
-        if len(self.budget) != spec.layers or shape != {spec.kv_heads}:
-            raise BudgetError(
-                f"a plan for {len(self.budget)} layers of {sorted(shape)} heads: {spec.name} has "
-                f"{spec.layers} layers of {spec.kv_heads} key heads"
-            )
-        return [list(layer) for layer in self.budget]
-
-    def mean_budget(self, spec: ModelSpec) -> float:
-        """Visual slots of a head right after an eviction, on average over all heads."""
-        return sum(map(sum, self.budgets(spec))) / (spec.layers * spec.kv_heads)
-
-    def visual_slots(self, spec: ModelSpec) -> list[list[int]]:
-        """Visual slots to allocate for every key head, by layer.
-
-        Budget and period, never more than whole periods of tokens.
-        """
-        most = -(-spec.grid.tokens // self.period) * self.period
-        return [[min(budget + self.period, most) for budget in layer] for layer in self.budgets(spec)]
 
 
 class Store:
@@ -211,10 +158,9 @@ class Store:
             for kind in ("keys_scale", "values_scale")
         )
         self.position, self.head, self.blocks = position, head, blocks
-        self._row_starts = torch.arange(rows, device=device)[:, None] * torch.tensor(
-            [self.slots, *self.pools], device=device
-        ).view(-1, 1, 1)
-        self._layer_starts = torch.arange(self.layers, device=device).view(-1, 1, 1) * (rows * self.slots)
+        # Of the common leaves, by which they are written: `[layers, 1, 1]` and `[rows, 1]`.
+        self._layer_index = torch.arange(self.layers, device=device)[:, None, None]
+        self._row_index = torch.arange(rows, device=device)[:, None]
 
     def __getitem__(self, field: str) -> Tensor:
         """A statistic: `[layers, rows, slots]`, or of heads `[layers, rows, kv_heads]` or `[..., N]`."""
@@ -326,15 +272,13 @@ class Store:
             step: int64 0-d, position of the visual token.
 
         Returns:
-            By layer, int64 `[rows * kv_heads]`: where `write_` puts the token's key and value.
+            By layer, int64 `[rows, kv_heads]`: where `write_` puts the token's key and value.
         """
-        everywhere = (self._everywhere(slots).flatten(),)
-        token = step.to(torch.int32).expand(everywhere[0].shape)
-        self.position.view(-1).index_put_(everywhere, token)
+        self._put_(self.position, slots, step.to(torch.int32))
         for field in self.fields:
-            leaf = self[field].view(-1)
-            leaf.index_put_(everywhere, leaf.new_zeros(()))
-        return list((self._row_starts[1:] + slots).flatten(1).unbind())
+            leaf = self[field]
+            self._put_(leaf, slots, leaf.new_zeros(()))
+        return list(slots.unbind())
 
     def free_(self, slots: Tensor) -> None:
         """Mark slots free.
@@ -343,9 +287,7 @@ class Store:
             slots: int64 `[layers, rows, kv_heads, n]`, indices within each layer's pool, none of them a
                 condition slot.
         """
-        everywhere = self._everywhere(slots.flatten(2)).flatten()
-        leaf = self.position.view(-1)
-        leaf.index_put_((everywhere,), leaf.new_full((), FREE))
+        self._put_(self.position, slots.flatten(2), self.position.new_full((), FREE))
 
     def free_where_(self, mask: Tensor) -> None:
         """Mark slots free.
@@ -364,12 +306,16 @@ class Store:
         if not self.plan.shared:
             return
         heads = torch.arange(self.kv_heads, device=slots.device)[:, None].expand(slots.shape)
-        self.head.view(-1).index_put_((self._everywhere(slots.flatten(2)).flatten(),), heads.flatten())
+        self._put_(self.head, slots.flatten(2), heads.flatten(2))
         self._lay_out_()
 
-    def _everywhere(self, slots: Tensor) -> Tensor:
-        """Indices within a pool, `[layers, rows, n]`, as indices into the common leaves."""
-        return self._layer_starts + self._row_starts[0] + slots
+    def _put_(self, leaf: Tensor, slots: Tensor, new: Tensor) -> None:
+        """Write to slots, `[layers, rows, n]`, of a leaf common to all layers.
+
+        To the leaf itself, by an index for each of its dimensions: what Inductor of torch 2.11 makes of a
+        write through a view of it copies all of it.
+        """
+        leaf.index_put_((self._layer_index, self._row_index, slots), new)
 
     def _lay_out_(self) -> None:
         assert self.blocks is not None
@@ -385,18 +331,19 @@ def sizes_of(head_fields: HeadFields, grid: Grid) -> dict[str, tuple[torch.dtype
     }
 
 
-def write_(leaf: Tensor, index: Tensor, new: Tensor, scale: Tensor | None = None) -> None:
+def write_(leaf: Tensor, slots: Tensor, new: Tensor, scale: Tensor | None = None) -> None:
     """Put one token's keys, or values, of one layer into its slots.
 
     Args:
-        leaf: `[rows, slots, head_dim]`, a leaf of the store.
-        index: int64 `[rows * kv_heads]`, of this layer, from `Store.claim_`.
+        leaf: `[rows, slots, head_dim]`, a leaf of the store; written to itself, not through a view, which
+            Inductor of torch 2.11 would copy.
+        slots: int64 `[rows, kv_heads]`, of this layer, from `Store.claim_`.
         new: `[rows, 1, kv_heads, head_dim]`.
         scale: float32 `[rows, slots]`, what stands beside a leaf of eight bits.
     """
-    head_dim = leaf.shape[-1]
-    new = new.reshape(-1, head_dim)
+    new = new[:, 0]
+    rows = torch.arange(len(leaf), device=leaf.device)[:, None]
     if scale is not None:
         new, factor = quantize(new, leaf.dtype)
-        scale.view(-1).index_put_((index,), factor)
-    leaf.view(-1, head_dim).index_put_((index,), new.to(leaf.dtype))
+        scale.index_put_((rows, slots), factor)
+    leaf.index_put_((rows, slots), new.to(leaf.dtype))

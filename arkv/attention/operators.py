@@ -40,52 +40,13 @@ def slot_attention(
     value_scale: Tensor | None = None,
     mass: Tensor | None = None,
     scores: Tensor | None = None,
+    blocks: Blocks | None = None,
 ) -> Attended:
-    """`arkv.attention.reference.slot_attention` by the operator `arkv::slot_attention`.
+    """Softmax attention of one query a head over slots in any order.
 
-    Args:
-        query: `[rows, heads, head_dim]`.
-        keys: `[rows, slots, head_dim]`, a leaf of the store: the key heads one after the other. Of the
-            dtype of `query` or, with a scale, int8 or float8_e4m3fn.
-        values: as `keys`.
-        visible: bool `[rows, slots]`; keys and values where it is False get no weight and are not read.
-        kv_heads: key heads; divides `heads` and `slots`.
-        needs: "mass" and "scores", as far as they are wanted.
-        key_scale: float32 `[rows, slots]`, what the keys are multiplied by, or None.
-        value_scale: the same for the values.
-        mass: where to write it, float32 `[rows, slots or more]`; None for new memory.
-        scores: likewise.
-
-    Returns:
-        As `arkv.attention.reference.slot_attention`, in the dtype of `query`; `mass` and `scores` are the
-        given tensors where there are any, and what lies beyond `slots` in them stays as it was.
-    """
-    mass, scores = _room(visible, needs, mass, scores)
-    output = torch.ops.arkv.slot_attention(
-        query, keys, values, visible, kv_heads, mass, scores, key_scale, value_scale
-    )
-    return Attended(output, mass, scores)
-
-
-def block_attention(
-    query: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    visible: Tensor,
-    slot: Tensor,
-    filled: Tensor,
-    head: Tensor,
-    kv_heads: int,
-    needs: frozenset[str] = frozenset(),
-    key_scale: Tensor | None = None,
-    value_scale: Tensor | None = None,
-    mass: Tensor | None = None,
-    scores: Tensor | None = None,
-) -> Attended:
-    """`arkv.attention.reference.ragged_attention` by the operator `arkv::block_attention`.
-
-    Where the plain function asks for the head of each slot, the operator asks for the slots of each head, in
-    blocks: then no program meets a slot that is not its head's.
+    Without `blocks` as `arkv.attention.reference.slot_attention`, with them as `ragged_attention` there:
+    where the plain function asks for the head of each slot, the operator asks for the slots of each head, in
+    blocks, so that no program meets a slot that is not its head's.
 
     Args:
         query: `[rows, heads, head_dim]`.
@@ -93,126 +54,85 @@ def block_attention(
             int8 or float8_e4m3fn.
         values: as `keys`.
         visible: bool `[rows, slots]`; keys and values where it is False get no weight and are not read.
-        slot: int64 `[1 or rows, blocks * BLOCK]`, those of the blocks (see `arkv.attention.blocks`).
-        filled: bool, as `slot`: where a block has a slot.
-        head: int64 `[1 or rows, blocks]`, the key head of each block, ascending as in the store.
-        kv_heads: key heads; divides `heads`.
+        kv_heads: key heads; divides `heads` and, without `blocks`, `slots`.
         needs: "mass" and "scores", as far as they are wanted.
         key_scale: float32 `[rows, slots]`, what the keys are multiplied by, or None.
         value_scale: the same for the values.
         mass: where to write it, float32 `[rows, slots or more]`; None for new memory.
         scores: likewise.
+        blocks: of one layer, `[1 or rows, ...]`, heads ascending; None if the key heads have as many slots
+            each and lie one after the other.
 
     Returns:
-        As `slot_attention`; `mass` and `scores` are zero at slots without a block.
+        Output in the dtype of `query`; `mass` and `scores` are the given tensors where there are any, and
+        what lies beyond `slots` in them stays as it was. Both are zero at slots without a block.
     """
-    mass, scores = _room(visible, needs, mass, scores)
-    output = torch.ops.arkv.block_attention(
-        query, keys, values, visible, slot, filled, head, kv_heads, mass, scores, key_scale, value_scale
+    given = (query, keys, values, visible, kv_heads, key_scale, value_scale, *(blocks or (None, None, None)))
+    if not needs:
+        return Attended(torch.ops.arkv.slot_attention(*given), None, None)
+    mass, scores = (
+        (visible.new_empty(visible.shape, dtype=torch.float32) if room is None else room)
+        if name in needs
+        else None
+        for name, room in (("mass", mass), ("scores", scores))
     )
-    return Attended(output, mass, scores)
+    return Attended(torch.ops.arkv.observed_attention(*given, mass, scores), mass, scores)
 
 
-def _room(
-    visible: Tensor, needs: frozenset[str], mass: Tensor | None, scores: Tensor | None
-) -> tuple[Tensor | None, Tensor | None]:
-    """Memory for what is needed: the given or new; None for what is not."""
-
-    def room(name: str, given: Tensor | None) -> Tensor | None:
-        if name not in needs:
-            return None
-        return visible.new_empty(visible.shape, dtype=torch.float32) if given is None else given
-
-    return room("mass", mass), room("scores", scores)
-
-
-@torch.library.custom_op("arkv::slot_attention", mutates_args=("mass", "scores"))
-def _slot_attention(
+def _anywhere(
     query: Tensor,
     keys: Tensor,
     values: Tensor,
     visible: Tensor,
     kv_heads: int,
-    mass: Tensor | None,
-    scores: Tensor | None,
     key_scale: Tensor | None,
     value_scale: Tensor | None,
+    slot: Tensor | None,
+    filled: Tensor | None,
+    head: Tensor | None,
+    mass: Tensor | None = None,
+    scores: Tensor | None = None,
 ) -> Tensor:
-    needs = _needs(mass, scores)
-    attended = reference.slot_attention(query, keys, values, visible, kv_heads, needs, key_scale, value_scale)
-    return _written(attended, mass, scores)
+    """The specification, which runs on every device."""
+    rooms = {"mass": mass, "scores": scores}
+    needs = frozenset(name for name, room in rooms.items() if room is not None)
+    leaf, scales = (query, keys, values, visible), (key_scale, value_scale)
+    blocks = _blocks(slot, filled, head)
+    if blocks is None:
+        attended = reference.slot_attention(*leaf, kv_heads, needs, *scales)
+    else:
+        owner = owners_of(blocks, keys.shape[1], kv_heads)
+        attended = reference.ragged_attention(*leaf, owner, kv_heads, needs, *scales)
+    for room, found in ((mass, attended.mass), (scores, attended.scores)):
+        if room is not None and found is not None:
+            room[:, : found.shape[1]] = found
+    return attended.output.contiguous()
 
 
-@torch.library.custom_op("arkv::block_attention", mutates_args=("mass", "scores"))
-def _block_attention(
-    query: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    visible: Tensor,
-    slot: Tensor,
-    filled: Tensor,
-    head: Tensor,
-    kv_heads: int,
-    mass: Tensor | None,
-    scores: Tensor | None,
-    key_scale: Tensor | None,
-    value_scale: Tensor | None,
-) -> Tensor:
-    needs = _needs(mass, scores)
-    owner = owners_of(Blocks(slot, filled, head), keys.shape[1], kv_heads)
-    attended = reference.ragged_attention(
-        query, keys, values, visible, owner, kv_heads, needs, key_scale, value_scale
-    )
-    return _written(attended, mass, scores)
-
-
-@_slot_attention.register_kernel("cuda")
-def _(
+def _on_cuda(
     query: Tensor,
     keys: Tensor,
     values: Tensor,
     visible: Tensor,
     kv_heads: int,
-    mass: Tensor | None,
-    scores: Tensor | None,
     key_scale: Tensor | None,
     value_scale: Tensor | None,
+    slot: Tensor | None,
+    filled: Tensor | None,
+    head: Tensor | None,
+    mass: Tensor | None = None,
+    scores: Tensor | None = None,
 ) -> Tensor:
     from arkv.attention.triton_kernels import attend
 
-    processors = _processors(query.device)
-    return attend(
-        query, keys, values, visible, None, kv_heads, mass, scores, key_scale, value_scale, processors
-    )
-
-
-@_block_attention.register_kernel("cuda")
-def _(
-    query: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    visible: Tensor,
-    slot: Tensor,
-    filled: Tensor,
-    head: Tensor,
-    kv_heads: int,
-    mass: Tensor | None,
-    scores: Tensor | None,
-    key_scale: Tensor | None,
-    value_scale: Tensor | None,
-) -> Tensor:
-    from arkv.attention.triton_kernels import attend
-
-    blocks, processors = Blocks(slot, filled, head), _processors(query.device)
+    blocks, processors = _blocks(slot, filled, head), _processors(query.device)
     return attend(
         query, keys, values, visible, blocks, kv_heads, mass, scores, key_scale, value_scale, processors
     )
 
 
-@_slot_attention.register_fake
-@_block_attention.register_fake
-def _(query: Tensor, *_: object) -> Tensor:
-    return query.new_empty(query.shape)
+def _blocks(slot: Tensor | None, filled: Tensor | None, head: Tensor | None) -> Blocks | None:
+    return None if slot is None or filled is None or head is None else Blocks(slot, filled, head)
 
 
 @cache
@@ -220,13 +140,17 @@ def _processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def _needs(mass: Tensor | None, scores: Tensor | None) -> frozenset[str]:
-    return frozenset(name for name, x in (("mass", mass), ("scores", scores)) if x is not None)
+def _define(name: str, schema: str, *written: str) -> None:
+    operator = torch.library.custom_op(f"arkv::{name}", _anywhere, mutates_args=written, schema=schema)
+    operator.register_kernel("cuda")(_on_cuda)
+    operator.register_fake(lambda query, *_: query.new_empty(query.shape))
 
 
-def _written(attended: Attended, *given: Tensor | None) -> Tensor:
-    """The output; mass and scores go where there is room for them."""
-    for room, found in zip(given, attended[1:], strict=True):
-        if room is not None and found is not None:
-            room[:, : found.shape[1]] = found
-    return attended.output.contiguous()
+# Two operators of one code: Inductor cannot compile one that may write to mass and scores and gets neither.
+_GIVEN = (
+    "Tensor query, Tensor keys, Tensor values, Tensor visible, int kv_heads, Tensor? key_scale, "
+    "Tensor? value_scale, Tensor? slot, Tensor? filled, Tensor? head"
+)
+_ROOMS = "Tensor(a!)? mass, Tensor(b!)? scores"
+_define("slot_attention", f"({_GIVEN}) -> Tensor")
+_define("observed_attention", f"({_GIVEN}, {_ROOMS}) -> Tensor", "mass", "scores")

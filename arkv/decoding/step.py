@@ -20,7 +20,6 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from arkv.attention import operators
-from arkv.attention.blocks import Blocks
 from arkv.attention.reference import ragged_attention, slot_attention
 from arkv.decoding.buffers import Buffers
 from arkv.decoding.compiling import Compile, compiled
@@ -81,7 +80,7 @@ class Step:
         step, offset = buffers.step, position % store.plan.period
         if offset == 0:
             buffers.slots.copy_(self._recycle(policy, store, step))
-        hidden, rotation, index, visible = self._enter(
+        hidden, rotation, slots, visible = self._enter(
             model, policy, store, tokens, buffers.slots, buffers.places[offset], buffers.rotation, step
         )
         reach = self._reaches[store.grid.row(position)]
@@ -92,7 +91,7 @@ class Step:
                 hidden,
                 rotation,
                 layer,
-                index[number],
+                slots[number],
                 visible[number],
                 store.kv_heads,
                 policy.needs,
@@ -153,10 +152,10 @@ def enter_(
 
     Returns:
         Hidden `[rows, 1, width]`, the token's rotation `[rows or 1, 1, head_dim]` and, by layer, where to
-        write, int64 `[rows * kv_heads]`, and what to look at, bool `[rows, pool]`.
+        write, int64 `[rows, kv_heads]`, and what to look at, bool `[rows, pool]`.
     """
     chosen = slots.index_select(-1, offset[None])[..., 0]
-    index = store.claim_(chosen, step)
+    claimed = store.claim_(chosen, step)
     visible = store.resident
     limit = policy.visible(store, step)
     if limit is not None:
@@ -164,7 +163,7 @@ def enter_(
     return (
         model.embed(tokens, step),
         rotation.index_select(1, (store.condition + step)[None]),
-        index,
+        claimed,
         [v[:, :n] for v, n in zip(visible, store.pools, strict=True)],
     )
 
@@ -174,7 +173,7 @@ def step_block(
     hidden: Tensor,
     rotation: Tensor,
     layer: Layer,
-    index: Tensor,
+    slots: Tensor,
     visible: Tensor,
     kv_heads: int,
     needs: frozenset[str],
@@ -188,7 +187,7 @@ def step_block(
         hidden: `[rows, 1, width]`.
         rotation: float32 `[rows or 1, 1, head_dim]`.
         layer: where keys and values lie.
-        index: int64 `[rows * kv_heads]`, the slots to write, from `Store.claim_`.
+        slots: int64 `[rows, kv_heads]`, where the token's key and value go, from `Store.claim_`.
         visible: bool `[rows, pool]`, the new token's slots included.
         kv_heads: key heads.
         needs: what the policy wants to see.
@@ -202,16 +201,14 @@ def step_block(
     """
     query, key, value = block.project(hidden, rotation)
     keys, values, key_scale, value_scale, layout, rooms = layer
-    write_(keys, index, key, key_scale)
-    write_(values, index, value, value_scale)
+    write_(keys, slots, key, key_scale)
+    write_(values, slots, value, value_scale)
     leaf = (query[:, 0], keys, values, visible)
     scales = (key_scale, value_scale)
-    if isinstance(layout, Blocks):
-        attended = operators.block_attention(*leaf, *layout, kv_heads, needs, *scales, **rooms)
-    elif layout is not None:
+    if isinstance(layout, Tensor):
         attended = ragged_attention(*leaf, layout, kv_heads, needs, *scales)
     elif with_kernels:
-        attended = operators.slot_attention(*leaf, kv_heads, needs, *scales, **rooms)
+        attended = operators.slot_attention(*leaf, kv_heads, needs, *scales, **rooms, blocks=layout)
     else:
         extent = None if reach is None else reach.shape[0]
         attended = slot_attention(*leaf, kv_heads, needs, *scales, extent)

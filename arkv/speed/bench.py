@@ -8,13 +8,10 @@ caches do not fit into memory together they follow one another.
 from __future__ import annotations
 
 import dataclasses
-import statistics
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import numpy
 import torch
 from tqdm import tqdm
 
@@ -23,41 +20,16 @@ from arkv.decoding.compiling import Compile
 from arkv.decoding.sampling import Sampling
 from arkv.errors import ArkvError, MemoryLimitError
 from arkv.estimate import estimate, pictures_within, usable_memory
-from arkv.grid import Grid
 from arkv.machine.instruments import PeakMemory
 from arkv.model import Model
-from arkv.policy import CachePolicy
-from arkv.registry import load_class, load_policy
-from arkv.speed.engine import BASELINES, STATIC, Engine, PolicyEngine
-from arkv.speed.measurement import Line, Measurement, Refusal
-from arkv.speed.roofline import StepBytes, copy_bandwidth, weight_bytes
-from arkv.speed.timing import WHOLE, Extent, Trace, decode
-
-
-@dataclass(frozen=True)
-class Configuration:
-    """What is measured.
-
-    Attributes:
-        policy: with its parameters, as `arkv.registry.load_policy` takes it; or one of
-            `arkv.speed.baselines.BASELINES`.
-        batch_size: pictures decoded at a time.
-        memory: bytes that the batch was chosen to fill; None where the batch itself was chosen.
-    """
-
-    policy: str
-    batch_size: int
-    memory: int | None = None
-
-    @property
-    def baseline(self) -> bool:
-        """Whether another library decodes."""
-        return self.policy in BASELINES
-
-    def case(self, model: str) -> str:
-        """A name that no other configuration of a run has."""
-        memory = "" if self.memory is None else f" in {self.memory} bytes"
-        return f"{model}: {self.policy} x {self.batch_size}{memory}"
+from arkv.registry import load_class
+from arkv.speed.contestant import Configuration as Configuration
+from arkv.speed.contestant import Contestant, engine_of, policy_of
+from arkv.speed.engine import BASELINES
+from arkv.speed.measurement import Measurement, Refusal
+from arkv.speed.roofline import copy_bandwidth, weight_bytes
+from arkv.speed.summary import summary
+from arkv.speed.timing import WHOLE, Extent, decode
 
 
 def configurations(
@@ -117,7 +89,7 @@ def at_equal_memory(
     length = _condition_length(model, SAMPLE, guided, seed)
     found = []
     for text in policies:
-        policy, stored = _policy_of(text), None if text in BASELINES else kv_dtype
+        policy, stored = policy_of(text), None if text in BASELINES else kv_dtype
         one = estimate(model, policy, 1, guided, length, kv_dtype=stored)
         if one.total > memory:
             raise MemoryLimitError(
@@ -136,7 +108,7 @@ SAMPLE = 64
 def refusal(model: Model, wanted: Configuration) -> Refusal | None:
     """Why a configuration cannot be measured with a model, or None if nothing speaks against it so far."""
     try:
-        _engine(model, wanted, "none", True, None)
+        engine_of(model, wanted, "none", True, None)
     except ArkvError as error:
         return _refused(model, wanted, error)
     return None
@@ -181,36 +153,13 @@ def measure(
         raise ArkvError(f"repeats is {repeats}: expected at least 1")
     sampling = _sampling(model, guidance)
     spans = extent.spans(model.spec.grid)
-    contestants = [_Contestant(model, one, compile, sampling.guided, kv_dtype) for one in wanted]
+    contestants = [Contestant(model, one, compile, sampling.guided, kv_dtype) for one in wanted]
     return _measure_groups(model, contestants, sampling, extent, spans, repeats, seed, bandwidth, progress)
-
-
-class _Contestant:
-    """A configuration, what decodes it, and what it has shown so far."""
-
-    def __init__(
-        self, model: Model, wanted: Configuration, compile: Compile, guided: bool, kv_dtype: KvDtype | None
-    ) -> None:
-        self.wanted, self.policy = wanted, _policy_of(wanted.policy)
-        self.kv_dtype = None if wanted.baseline else kv_dtype
-        self.engine = _engine(model, wanted, compile, guided, self.kv_dtype)
-        self.ratio = 1.0
-        self.compile: str = compile
-        if wanted.baseline:
-            self.compile = "inductor" if wanted.policy == STATIC else "none"
-        else:
-            plan = self.policy.plan(model.spec.grid, model.spec)
-            self.ratio = plan.mean_budget(model.spec) / model.spec.grid.tokens
-        self.traces: list[Trace] = []
-        self.cold_seconds = 0.0
-        self.kv_bytes, self.slot_bytes = 0, 0.0
-        self.peak_rise: int | None = None
-        self.refusal: Refusal | None = None
 
 
 def _measure_groups(
     model: Model,
-    contestants: Sequence[_Contestant],
+    contestants: Sequence[Contestant],
     sampling: Sampling,
     extent: Extent,
     spans: Sequence[range],
@@ -219,7 +168,7 @@ def _measure_groups(
     bandwidth: float | None,
     progress: bool,
 ) -> Iterator[Measurement | Refusal]:
-    groups: dict[tuple[int | None, int | None], list[_Contestant]] = {}
+    groups: dict[tuple[int | None, int | None], list[Contestant]] = {}
     for one in contestants:
         size, memory = one.wanted.batch_size, one.wanted.memory
         groups.setdefault((size if memory is None else None, memory), []).append(one)
@@ -233,12 +182,12 @@ def _measure_groups(
                 _take_turns(model, party, sampling, spans, repeats, seed, bar)
                 for one in party:
                     one.engine.release()
-                    yield one.refusal or _summary(
+                    yield one.refusal or summary(
                         model, one, sampling, extent, spans, turns, bandwidth, weights
                     )
 
 
-def _fit_together(model: Model, group: Sequence[_Contestant], guided: bool, seed: int) -> bool:
+def _fit_together(model: Model, group: Sequence[Contestant], guided: bool, seed: int) -> bool:
     """Whether the caches of all can be held at once."""
     usable = usable_memory(model.device)
     if usable is None or len(group) == 1:
@@ -253,7 +202,7 @@ def _fit_together(model: Model, group: Sequence[_Contestant], guided: bool, seed
 
 def _take_turns(
     model: Model,
-    party: Sequence[_Contestant],
+    party: Sequence[Contestant],
     sampling: Sampling,
     spans: Sequence[range],
     repeats: int,
@@ -282,89 +231,6 @@ def _take_turns(
             one.peak_rise = gauge.rise()
 
 
-def _summary(
-    model: Model,
-    one: _Contestant,
-    sampling: Sampling,
-    extent: Extent,
-    spans: Sequence[range],
-    turns: bool,
-    bandwidth: float,
-    weights: int,
-) -> Measurement:
-    """What all rounds of a configuration come to."""
-    spec, wanted = model.spec, one.wanted
-    positions = [position for span in spans for position in span]
-    whole = len(positions) == spec.grid.tokens
-    rows = wanted.batch_size * (2 if sampling.guided else 1)
-    condition = one.traces[0].condition
-    heads = spec.layers * spec.kv_heads * rows
-    slots = [condition + one.engine.resident(position) for position in positions]
-    slot = one.slot_bytes
-    moved = [StepBytes(weights, heads * slot * held, heads * slot).total for held in slots]
-
-    steps = numpy.array([trace.steps for trace in one.traces])
-    prefill = [trace.prefill for trace in one.traces]
-    lines = _complete_lines(positions, spec.grid)
-    by_line = [
-        Line(
-            line=line,
-            milliseconds=1000 * float(numpy.median(steps[:, places].mean(1))),
-            slots=float(numpy.mean([slots[i] for i in places])),
-            bytes=float(numpy.mean([moved[i] for i in places])),
-            memory=one.traces[-1].memory[line],
-        )
-        for line, places in lines.items()
-    ]
-    if extent.lines is None:
-        seconds = [p + float(s.sum()) for p, s in zip(prefill, steps, strict=True)]
-        tokens = len(positions)
-    else:
-        sums = [[float(s[places].sum()) for places in lines.values()] for s in steps]
-        everywhere = numpy.arange(spec.grid.rows)
-        seconds = [
-            p + float(numpy.interp(everywhere, list(lines), s).sum())
-            for p, s in zip(prefill, sums, strict=True)
-        ]
-        tokens = spec.grid.tokens
-    median = statistics.median(seconds)
-    return Measurement(
-        model=spec.name,
-        policy=wanted.policy,
-        ratio=one.ratio,
-        batch_size=wanted.batch_size,
-        memory=wanted.memory,
-        compile=one.compile,
-        guided=sampling.guided,
-        tokens=None if whole or extent.lines is not None else tokens,
-        lines=None if whole or extent.lines is None else list(extent.lines),
-        turns=turns,
-        tokens_per_second=wanted.batch_size * tokens / median,
-        pictures_per_second=wanted.batch_size / median if tokens == spec.grid.tokens else None,
-        milliseconds_per_step=1000 * float(numpy.median(steps)),
-        milliseconds_per_step_p95=1000 * float(numpy.percentile(steps, 95)),
-        prefill_seconds=statistics.median(prefill),
-        kv_bytes=one.kv_bytes,
-        full_kv_bytes=estimate(model, one.policy, wanted.batch_size, sampling.guided, condition).full_kv,
-        peak_bytes=None if one.peak_rise is None else one.peak_rise + _model_bytes(model),
-        weight_bytes=weights,
-        step_bytes=float(numpy.mean(moved)),
-        bandwidth=bandwidth,
-        roofline_share=float(numpy.mean(moved)) / bandwidth / float(steps.mean()),
-        cold_seconds=one.cold_seconds,
-        seconds=seconds,
-        by_line=by_line,
-    )
-
-
-def _complete_lines(positions: Sequence[int], grid: Grid) -> dict[int, list[int]]:
-    """The lines of which every position is there, and where among the positions each of these stands."""
-    lines: dict[int, list[int]] = {}
-    for place, position in enumerate(positions):
-        lines.setdefault(grid.row(position), []).append(place)
-    return {line: places for line, places in lines.items() if len(places) == grid.line}
-
-
 def _sampling(model: Model, guidance: float | None) -> Sampling:
     """The model's own, as `arkv.Decoder` has it."""
     spec = model.spec
@@ -372,21 +238,6 @@ def _sampling(model: Model, guidance: float | None) -> Sampling:
     sampling = Sampling(guidance, top_k=spec.top_k or None, guided_tokens=spec.guided_tokens)
     sampling.check(spec.vocabulary)
     return sampling
-
-
-def _policy_of(text: str) -> CachePolicy:
-    """The policy; of a baseline, the one that holds as much."""
-    return load_policy("full" if text in BASELINES else text)
-
-
-def _engine(
-    model: Model, wanted: Configuration, compile: Compile, guided: bool, kv_dtype: KvDtype | None
-) -> Engine:
-    if wanted.baseline:
-        from arkv.speed.baselines import TransformersEngine  # and with it all of transformers
-
-        return TransformersEngine(model, wanted.policy)
-    return PolicyEngine(model, load_policy(wanted.policy), compile, guided, kv_dtype)
 
 
 def _refused(model: Model, wanted: Configuration, error: Exception) -> Refusal:
@@ -398,7 +249,3 @@ def _condition_length(model: Model, pictures: int, guided: bool, seed: int) -> i
     """Condition tokens of a row, padding included."""
     with torch.inference_mode():
         return model.condition(model.example_prompts(pictures, seed), guided).mask.shape[1]
-
-
-def _model_bytes(model: Model) -> int:
-    return sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers()])

@@ -21,7 +21,6 @@ from arkv.attention.blocks import BLOCK, Blocks, blocks_of, owners_of
 from arkv.attention.reference import Attended
 
 BOTH = frozenset({"mass", "scores"})
-OPERATORS = {"equal": torch.ops.arkv.slot_attention, "unequal": torch.ops.arkv.block_attention}
 
 needs_triton = pytest.mark.skipif(
     find_spec("triton") is None, reason="Triton is not installed; a CPU build of torch does not bring it"
@@ -64,12 +63,20 @@ def functions(layout: str) -> tuple[Any, Any]:
     if layout == "equal":
         return kernels.slot_attention, reference.slot_attention
 
+    def operator(
+        query: Tensor, keys: Tensor, values: Tensor, visible: Tensor, *rest: Any, **rooms: Any
+    ) -> Attended:
+        *blocks, kv_heads = rest[:4]
+        return kernels.slot_attention(
+            query, keys, values, visible, kv_heads, *rest[4:], **rooms, blocks=Blocks(*blocks)
+        )
+
     def plain(query: Tensor, keys: Tensor, values: Tensor, visible: Tensor, *rest: Any) -> Attended:
         *blocks, kv_heads = rest[:4]
         owner = owners_of(Blocks(*blocks), keys.shape[1], kv_heads)
         return reference.ragged_attention(query, keys, values, visible, owner, kv_heads, *rest[4:])
 
-    return kernels.block_attention, plain
+    return operator, plain
 
 
 def all_close(got: Attended, expected: Attended, atol: float = 1e-5, rtol: float = 1e-5) -> None:
@@ -124,7 +131,7 @@ def test_eight_bits_with_a_scale_are_what_they_stand_for(layout: str, dtype: tor
 
 
 def rooms(arguments: list[Any], written: bool, scaled: bool) -> tuple[Tensor | None, ...]:
-    """The four optional arguments of an operator."""
+    """Where mass and scores go, and the scales."""
     visible = arguments[3]
     mass, scores = (torch.zeros(visible.shape) if written else None for _ in range(2))
     key_scale, value_scale = (torch.rand(visible.shape) + 1 if scaled else None for _ in range(2))
@@ -135,8 +142,14 @@ def rooms(arguments: list[Any], written: bool, scaled: bool) -> tuple[Tensor | N
 @pytest.mark.parametrize(("written", "scaled"), [(False, False), (True, False), (True, True)])
 def test_operators_say_the_truth_about_themselves(layout: str, written: bool, scaled: bool) -> None:
     """What they write, what they return, and that graphs may take both for granted."""
-    arguments = case(layout, capacity=5)
-    torch.library.opcheck(OPERATORS[layout], (*arguments, *rooms(arguments, written, scaled)))
+    *leaf, kv_heads = case(layout, capacity=5)
+    *leaf, slot, filled, head = leaf if layout == "unequal" else [*leaf, None, None, None]
+    mass, scores, *scales = rooms(leaf, written, scaled)
+    given = (*leaf, kv_heads, *scales, slot, filled, head)
+    if written:
+        torch.library.opcheck(torch.ops.arkv.observed_attention, (*given, mass, scores))
+    else:
+        torch.library.opcheck(torch.ops.arkv.slot_attention, given)
 
 
 @layouts
@@ -149,7 +162,8 @@ def test_an_operator_within_a_graph_is_the_plain_function(layout: str) -> None:
         doubled = [arguments[0] * 2, *arguments[1:]]
         first = operator(*doubled, frozenset({"mass"}), mass=mass)
         second = operator(*doubled, BOTH)
-        return first.output + 1, second.mass + 1, second.scores
+        nobody_looks = operator(*doubled)
+        return (first.output + nobody_looks.output) / 2 + 1, second.mass + 1, second.scores
 
     traced = torch.compile(step, fullgraph=True, dynamic=False)
     arguments = case(layout)
