@@ -224,10 +224,11 @@ class Store:
         Args:
             mask: bool `[rows, condition]`, False on padding.
         """
-        # Keys and values too: a free slot has weight zero, but zero times a NaN left behind is NaN.
+        # Keys, values and scales too: a free slot has weight zero, but zero times a NaN left behind is NaN.
         statistics = [self[field] for field in (*self.fields, *self.head_fields)]
-        for leaf in [*self.keys, *self.values, *statistics]:
-            leaf.zero_()
+        for leaf in [*self.keys, *self.values, *self.key_scales, *self.value_scales, *statistics]:
+            if leaf is not None:
+                leaf.zero_()
         if self.plan.shared:
             self.head.copy_(self._first_head.expand_as(self.head))
             self._lay_out_()

@@ -23,8 +23,7 @@ class Buffers:
         uniforms: float32 `[pictures, N]`, what each token is drawn by.
         scale: float32 0-d, of guidance.
         temperature: float32 0-d.
-        first_bad: int64 `[layers + 1]`, by layer, and last of the output head, the first visual token at
-            which a number was not finite, or -1.
+        first_bad: int64 0-d, the first visual token of the batch whose logits were not numbers, or -1.
         places: int64 `[N]`, 0, 1, 2, ...: numbers as tensors.
         step: int64 0-d, position of the token that a step is fed.
         slots: int64 `[layers, rows, kv_heads, period]`, what the last eviction freed.
@@ -39,9 +38,9 @@ class Buffers:
         if beside is None:
             pictures = store.rows // 2 if store.guided else store.rows
             self.tokens = torch.zeros(pictures, total, dtype=torch.long, device=device)
-            self.uniforms = torch.zeros(pictures, total, device=device)
-            self.scale, self.temperature = torch.zeros(2, device=device).unbind()
-            self.first_bad = torch.full((spec.layers + 1,), -1, device=device)
+            self.uniforms = torch.zeros(pictures, total, dtype=torch.float32, device=device)
+            self.scale, self.temperature = torch.zeros(2, dtype=torch.float32, device=device).unbind()
+            self.first_bad = torch.full((), -1, dtype=torch.long, device=device)
             self.places = torch.arange(total, device=device)
         else:
             self.tokens, self.uniforms = beside.tokens, beside.uniforms
@@ -53,7 +52,8 @@ class Buffers:
         )
 
     def begin_(self, condition: Condition) -> None:
-        """Take in what a batch brings with its condition."""
+        """Take in what a batch brings with its condition, and forget the batch before."""
+        self.tokens.zero_()
         self.first_bad.fill_(-1)
         self._rotate_by_(condition.rotation)
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from arkv.errors import ArkvError, NumericalError
+from arkv.attention.reference import ragged_attention
+from arkv.errors import ArkvError
+from arkv.model import Model
 from arkv.policy import CachePolicy, Observation
 from arkv.store import Store
 
@@ -41,20 +43,59 @@ def check_selection(policy: CachePolicy, store: Store, slots: Tensor) -> None:
         )
 
 
-def check_numbers(first_bad: Tensor, tokens: int) -> None:
-    """Raise `NumericalError` if a number was not finite; waits for the device.
+def note_(first_bad: Tensor, logits: Tensor, step: Tensor) -> None:
+    """Note the first token whose logits are not numbers; whatever went wrong before it shows in them.
 
     Args:
-        first_bad: `[layers + 1]`, by layer, and last of the output head, the first visual token at which a
-            number was not finite, or -1.
-        tokens: visual tokens of a picture.
+        first_bad: int64 0-d, the token, or -1.
+        logits: float32 `[rows, vocabulary]`, of the token at `step`.
+        step: int64 0-d.
     """
-    *layers, _ = by_layer = first_bad.tolist()
-    bad = [(step, layer) for layer, step in enumerate(by_layer) if step >= 0]
-    if bad:
-        step, layer = min(bad)
-        where = f"layer {layer}" if layer < len(layers) else "the output head"
-        raise NumericalError(
-            f"NaN or infinity at visual token {step} of {tokens}, first in {where}: "
-            "the weights are damaged, or the dtype is too narrow for them (try float32)"
+    first_bad.copy_(torch.where(is_finite(logits) | (first_bad >= 0), first_bad, step))
+
+
+def search(
+    model: Model, policy: CachePolicy, store: Store, rotation: Tensor, tokens: Tensor, step: Tensor
+) -> int | None:
+    """Feed a token once more, in the store as it is by now, and look at what each layer makes of it.
+
+    Args:
+        model: went wrong at this token first, and may have since.
+        policy: says what the token may look at.
+        store: not written to.
+        rotation: float32 `[rows or 1, condition + N, head_dim]`.
+        tokens: int64 `[rows]`.
+        step: int64 0-d, their position.
+
+    Returns:
+        The first layer whose output is not finite, and `layers` if all are but the logits are not; None if
+        nothing is wrong up to the logits.
+    """
+    visible = store.resident & (store.position <= step)
+    limit = policy.visible(store, step)
+    visible = visible if limit is None else visible & limit
+    hidden = model.embed(tokens, step)
+    rotation = rotation.index_select(1, (store.condition + step)[None])
+    for layer, block in enumerate(model.blocks):
+        query, _, _ = block.project(hidden, rotation)
+        pool = store.pools[layer]
+        seen = visible[layer, :, :pool]
+        # What came later may be bad, and zero times that is bad, too.
+        keys, values = (x.masked_fill(~seen[..., None], 0) for x in (store.keys[layer], store.values[layer]))
+        key_scale, value_scale = (
+            None if x is None else x.masked_fill(~seen, 0)
+            for x in (store.key_scales[layer], store.value_scales[layer])
         )
+        owner = store.head[layer, :, :pool]
+        attended = ragged_attention(
+            query[:, 0], keys, values, seen, owner, store.kv_heads, frozenset(), key_scale, value_scale
+        )
+        hidden = block.merge(hidden, attended.output[:, None])
+        if not bool(hidden.isfinite().all()):
+            return layer
+    return None if is_finite(model.head(hidden, step + 1)) else len(model.blocks)
+
+
+def is_finite(logits: Tensor) -> Tensor:
+    """Whether logits are numbers, bool 0-d: the greatest of each row is, because others may be forbidden."""
+    return logits.amax(-1).isfinite().all()

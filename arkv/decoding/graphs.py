@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from torch import Tensor
+
+
+def on_device(device: torch.device) -> AbstractContextManager[Any]:
+    """Make a CUDA device the current one: kernels, streams and graphs are those of the current device."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 class Replayed:
@@ -16,17 +23,23 @@ class Replayed:
     tensors that stay where they are; what it allocates besides is the graph's own and is overwritten by the
     next replay of any graph. Graphs are replayed one after the other, so they share their memory.
 
+    First runs and captures are on one stream, which no other set of graphs has: libraries keep workspaces by
+    stream, and one that another set's capture was given would be freed with it.
+
     Args:
         capture: whether to do so; else everything is simply run.
+        device: of the work.
 
     Attributes:
         captures: whether it does so.
     """
 
-    def __init__(self, capture: bool) -> None:
-        self.captures = capture
+    def __init__(self, capture: bool, device: torch.device) -> None:
+        self.captures, self._device = capture, device
         self._known: dict[Hashable, Callable[[], None] | None] = {}
-        self._pool: Any = None  # torch has a type for it, but no public name
+        # What a capture goes to; torch has a type for a pool, but no public name.
+        self._stream: Any = torch.cuda.Stream(device) if capture else None
+        self._pool: Any = torch.cuda.graph_pool_handle() if capture else None
 
     def run(self, key: Hashable, work: Callable[[], None]) -> None:
         """Do a piece of work.
@@ -39,26 +52,24 @@ class Replayed:
             work()
         elif key not in self._known:
             self._known[key] = None
-            run_beside(work)
+            run_beside(work, self._stream)
         else:
             replay = self._known[key]
             if replay is None:
-                if self._pool is None:
-                    self._pool = torch.cuda.graph_pool_handle()
-                replay = self._known[key] = captured(work, self._pool)
+                replay = self._known[key] = captured(work, self._pool, self._stream)
             replay()
 
 
-def run_beside(work: Callable[[], None]) -> None:
-    """Run on a stream of its own, as captures do: libraries set themselves up once for each stream."""
-    beside = torch.cuda.Stream()
-    beside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(beside):
+def run_beside(work: Callable[[], None], stream: Any) -> None:
+    """Run on the stream of captures: libraries set themselves up once for each stream."""
+    here = torch.cuda.current_stream(stream.device)
+    stream.wait_stream(here)
+    with torch.cuda.stream(stream):
         work()
-    torch.cuda.current_stream().wait_stream(beside)
+    here.wait_stream(stream)
 
 
-def captured(work: Callable[[], None], pool: Any) -> Callable[[], None]:
+def captured(work: Callable[[], None], pool: Any, stream: Any) -> Callable[[], None]:
     """Record work, without doing it, as a graph.
 
     Returns:
@@ -66,6 +77,30 @@ def captured(work: Callable[[], None], pool: Any) -> Callable[[], None]:
     """
     graph = torch.cuda.CUDAGraph()
     # What other threads do on streams of their own, such as drawing pixels, is not part of it and may go on.
-    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+    with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
         work()
     return graph.replay
+
+
+class Look:
+    """A number on its way from the device: work may go on there before it is read.
+
+    Args:
+        x: int64 0-d, as it is after what has been launched so far.
+    """
+
+    def __init__(self, x: Tensor) -> None:
+        self._arrived: Any = None
+        if x.is_cuda:
+            self._number = torch.empty((), dtype=x.dtype, pin_memory=True)
+            self._number.copy_(x, non_blocking=True)
+            self._arrived = torch.cuda.Event()
+            self._arrived.record(torch.cuda.current_stream(x.device))
+        else:
+            self._number = x.clone()
+
+    def read(self) -> int:
+        """The number; waits for it, and for nothing that was launched after it."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return int(self._number)

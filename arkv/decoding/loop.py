@@ -8,6 +8,7 @@ replayed for the lines after it.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 
 import torch
@@ -16,11 +17,12 @@ from torch import Tensor
 from arkv.attention.quantization import storage_dtype
 from arkv.attention.reference import causal_attention
 from arkv.decoding.buffers import Buffers
-from arkv.decoding.checks import check_needs, check_numbers, check_selection
+from arkv.decoding.checks import check_needs, check_selection, is_finite, note_, search
 from arkv.decoding.compiling import Compile
-from arkv.decoding.graphs import Replayed
-from arkv.decoding.sampling import Sampling, draw, guide
+from arkv.decoding.graphs import Look, Replayed, on_device
+from arkv.decoding.sampling import Sampling
 from arkv.decoding.step import Step
+from arkv.errors import NumericalError
 from arkv.model import Condition, Model
 from arkv.policy import CachePolicy
 from arkv.store import Store
@@ -77,10 +79,17 @@ class Loop:
         self._buffers: Buffers = Buffers(self.store, None if beside is None else beside._buffers)
         self.tokens = self._buffers.tokens
         self._step = Step(model, policy, self.store, self._buffers, compile)
-        self._graphs = Replayed(compile == "cudagraphs")
+        self._graphs = Replayed(compile == "cudagraphs", device)
         if self._graphs.captures:  # what a captured `advance_` reads and writes
             self._fed = torch.zeros(rows, dtype=torch.long, device=device)
-            self._logits = torch.zeros(rows, spec.vocabulary, device=device)
+            self._logits = torch.zeros(rows, spec.vocabulary, dtype=torch.float32, device=device)
+        # Lines that are launched before the numbers of a line are looked at, so that a GPU need not wait.
+        self._ahead = 1 if device.type == "cuda" else 0
+        # For the search for what went wrong: layers and head of the prefill, what `advance_` was
+        # given since the last `check`.
+        self._prefill_finite = torch.ones(spec.layers + 1, dtype=torch.bool, device=device)
+        self._given: dict[int, Tensor] = {}
+        self._guided_steps = spec.grid.tokens
         self._unguided: Loop | None = None
 
     def sample_(self, condition: Condition, uniforms: Tensor, sampling: Sampling) -> Iterator[int]:
@@ -92,21 +101,31 @@ class Loop:
             sampling: how; guided exactly if the loop is.
 
         Yields:
-            The index of each line as soon as it is drawn and in the cache, its numbers checked.
+            The index of each line when it is in the cache and its numbers are checked: as soon as it is
+            drawn, or, on a GPU, while the next one is being drawn.
 
         Raises:
             NumericalError: a number was not finite.
         """
-        grid = self.model.spec.grid
-        self._buffers.draw_by_(uniforms, sampling)
-        self._draw_(self.prefill_(condition), self._buffers.places[0], 0, sampling)
-        for line in range(grid.rows):
-            # The last token of the picture enters no cache.
-            stop = min((line + 1) * grid.line, grid.tokens - 1)
-            for part in split(line * grid.line, stop, self._guided_steps(sampling)):
-                self._loop_at(part.start, sampling)._line_(part, sampling)
-            self.check()
-            yield line
+        grid, buffers = self.model.spec.grid, self._buffers
+        first_logits = self.prefill_(condition)
+        if sampling.guided_tokens is not None:
+            # From then on the unconditional rows are not fed: what they would say is not used.
+            self._guided_steps = max(0, sampling.guided_tokens - 1)
+        with on_device(self.model.device):
+            buffers.draw_by_(uniforms, sampling)
+            self._step.draw_(first_logits, buffers, buffers.places[0], sampling.guides(0), sampling.frozen)
+        looks: deque[Look] = deque()
+        for line in range(grid.rows + self._ahead):
+            if line < grid.rows:
+                # The last token of the picture enters no cache.
+                stop = min((line + 1) * grid.line, grid.tokens - 1)
+                for part in split(line * grid.line, stop, self._guided_steps):
+                    self._loop_at(part.start)._line_(part, sampling)
+                looks.append(Look(buffers.first_bad))
+            if line >= self._ahead:
+                self._check(looks.popleft().read())
+                yield line - self._ahead
 
     def prefill_(self, condition: Condition) -> Tensor:
         """Start a batch: empty the store, fill in the condition tokens.
@@ -115,47 +134,47 @@ class Loop:
             float32 `[rows, vocabulary]`, logits of the first visual token.
         """
         store, first = self.store, self._buffers.places[0]
-        store.reset_(condition.mask)
-        self.policy.begin(store)
-        self._buffers.begin_(condition)
-        hidden = condition.embeddings
-        rotation = condition.rotation[:, : store.condition]
-        sums = []
-        for layer, block in enumerate(self.model.blocks):
-            query, key, value = block.project(hidden, rotation)
-            store.fill_condition_(layer, key, value)
-            hidden = block.merge(hidden, causal_attention(query, key, value, condition.mask))
-            # Padding attends to nothing real; only the last column speaks for a row.
-            sums.append(hidden[:, -1].float().sum())
-        logits = self._step.finish(hidden[:, -1:], sums, first)
-        check_selection(self.policy, store, self.policy.select(store, first))
+        self._guided_steps = self.model.spec.grid.tokens
+        self._given.clear()
+        with on_device(self.model.device):
+            store.reset_(condition.mask)
+            self.policy.begin(store)
+            self._buffers.begin_(condition)
+            # What stands for padding may be anything, and zero times a NaN is NaN.
+            hidden = condition.embeddings.masked_fill(~condition.mask[..., None], 0)
+            rotation = condition.rotation[:, : store.condition]
+            for layer, block in enumerate(self.model.blocks):
+                query, key, value = block.project(hidden, rotation)
+                store.fill_condition_(layer, key, value)
+                hidden = block.merge(hidden, causal_attention(query, key, value, condition.mask))
+                # Padding attends to nothing real; only the last column speaks for a row.
+                self._prefill_finite[layer] = hidden[:, -1].isfinite().all()
+            logits = self._step.head(hidden[:, -1:], first)
+            self._prefill_finite[-1] = is_finite(logits)
+            note_(self._buffers.first_bad, logits, first)
+            check_selection(self.policy, store, self.policy.select(store, first))
         return logits
 
     def _line_(self, steps: range, sampling: Sampling) -> None:
         """One line, or a part of it: feed its tokens one after the other, and draw the one after each."""
-        buffers, period = self._buffers, self.store.plan.period
+        buffers, period, frozen = self._buffers, self.store.plan.period, sampling.frozen
 
         def run() -> None:
             for position in steps:
-                tokens = self.tokens.index_select(1, buffers.step[None])[:, 0]
-                if self.guided:
-                    tokens = tokens.repeat(2)
+                tokens = self._drawn(buffers.step)
                 logits = self._step(tokens, position)
                 buffers.step.add_(1)
-                self._draw_(logits, buffers.step, position + 1, sampling)
+                self._step.draw_(logits, buffers, buffers.step, sampling.guides(position + 1), frozen)
 
-        buffers.step.fill_(steps.start)
-        # What a graph has for good; guidance and temperature are tensors.
-        self._graphs.run(("line", len(steps), steps.start % period, sampling.frozen), run)
+        with on_device(self.model.device):
+            buffers.step.fill_(steps.start)
+            # What a graph has for good; guidance and temperature are tensors.
+            self._graphs.run(("line", len(steps), steps.start % period, frozen), run)
 
-    def _draw_(self, logits: Tensor, step: Tensor, position: int, sampling: Sampling) -> None:
-        """Draw the token at a place."""
-        buffers = self._buffers
-        if sampling.guides(position):
-            logits = guide(logits, buffers.scale)
-        uniforms = buffers.uniforms.index_select(1, step[None])[:, 0]
-        drawn = draw(logits[: len(self.tokens)], uniforms, sampling, buffers.temperature)
-        self.tokens.index_copy_(1, step[None], drawn[:, None])
+    def _drawn(self, step: Tensor) -> Tensor:
+        """The token of every row at a step, int64 `[rows]`."""
+        tokens = self.tokens.index_select(1, step[None])[:, 0]
+        return tokens.repeat(2) if self.guided else tokens
 
     def advance_(self, tokens: Tensor, position: int) -> Tensor:
         """Decode one given token.
@@ -167,30 +186,57 @@ class Loop:
         Returns:
             float32 `[rows, vocabulary]`, logits of the token at `position + 1`.
         """
-        self._buffers.step.fill_(position)
-        if not self._graphs.captures:
-            return self._step(tokens, position)
+        buffers = self._buffers
+        self._given[position] = tokens
+        with on_device(self.model.device):
+            buffers.step.fill_(position)
+            if self._graphs.captures:
 
-        def run() -> None:
-            self._logits.copy_(self._step(self._fed, position))
+                def run() -> None:
+                    self._logits.copy_(self._step(self._fed, position))
 
-        self._fed.copy_(tokens)
-        self._graphs.run(("step", position % self.store.plan.period), run)
-        return self._logits.clone()
+                self._fed.copy_(tokens)
+                self._graphs.run(("step", position % self.store.plan.period), run)
+                logits = self._logits.clone()
+            else:
+                logits = self._step(tokens, position)
+            note_(buffers.first_bad, logits, buffers.step + 1)
+        return logits
 
     def check(self) -> None:
         """Raise `NumericalError` if a number was not finite since the prefill; waits for the device."""
-        check_numbers(self._buffers.first_bad, self.model.spec.grid.tokens)
+        self._check(int(self._buffers.first_bad))
+        self._given.clear()
 
-    def _guided_steps(self, sampling: Sampling) -> int:
-        """From which step on the unconditional rows are not fed: what they would say is not used."""
-        total = self.model.spec.grid.tokens
-        return total if sampling.guided_tokens is None else max(0, sampling.guided_tokens - 1)
+    def _check(self, first_bad: int) -> None:
+        """Raise `NumericalError` if there is a first token whose logits were not numbers."""
+        if first_bad >= 0:
+            with on_device(self.model.device):
+                where = self._origin(first_bad)
+            total = self.model.spec.grid.tokens
+            raise NumericalError(f"NaN or infinity at visual token {first_bad} of {total}, first in {where}")
 
-    def _loop_at(self, position: int, sampling: Sampling) -> Loop:
+    def _origin(self, first_bad: int) -> str:
+        """Where numbers went wrong, and what may be the reason."""
+        if first_bad == 0:
+            finite = [*self._prefill_finite.tolist(), False]
+            bad = finite.index(False)
+            layer = None if bad == len(finite) - 1 else bad
+        else:
+            loop = self._unguided if self._unguided and first_bad > self._guided_steps else self
+            fed = loop._buffers.places[first_bad - 1]
+            tokens = self._given.get(first_bad - 1)
+            tokens = loop._drawn(fed) if tokens is None else tokens
+            layer = search(self.model, self.policy, loop.store, loop._buffers.rotation, tokens, fed)
+        if layer is None and self.guided:
+            return "the guided logits: take less guidance, or a wider dtype"
+        layers = self.model.spec.layers
+        where = "the output head" if layer is None or layer == layers else f"layer {layer}"
+        return f"{where}: the weights are damaged, or the dtype is too narrow for them (try float32)"
+
+    def _loop_at(self, position: int) -> Loop:
         """This loop, or once guidance is over the one of the conditional rows alone."""
-        over = self._guided_steps(sampling)
-        if not self.guided or position < over:
+        if not self.guided or position < self._guided_steps:
             return self
         if self._unguided is None:
             pictures, condition = len(self.tokens), self.store.condition
@@ -203,7 +249,7 @@ class Loop:
                 kv_dtype=self._kv_dtype,
                 beside=self,
             )
-        if position == over:
+        if position == self._guided_steps:
             self._unguided.store.copy_statistics_(self.store)
             self._unguided._buffers.go_on_(self._buffers)
         return self._unguided

@@ -7,7 +7,7 @@ seed, so a picture is the same alone or in a batch, eager or captured.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy
 import torch
@@ -50,9 +50,9 @@ class Sampling:
         return self.guided and (self.guided_tokens is None or position < self.guided_tokens)
 
     @property
-    def frozen(self) -> tuple[bool, int | None, float | None, int | None]:
-        """What decides which operations a draw is made of, as opposed to the numbers that they take."""
-        return self.temperature == 0, self.top_k, self.top_p, self.guided_tokens
+    def frozen(self) -> Sampling:
+        """The same for all that draw by the same operations: numbers that come as tensors are left out."""
+        return replace(self, guidance=1.0, temperature=0.0 if self.temperature == 0 else 1.0)
 
     def check(self, vocabulary: int) -> None:
         """Raise `ArkvError` for a value out of range or of the wrong type."""
@@ -117,8 +117,9 @@ def probabilities(logits: Tensor, sampling: Sampling, temperature: Tensor) -> Te
     weights = logits.softmax(-1)
     if sampling.top_p is not None and sampling.top_p < 1:
         ordered, order = weights.sort(descending=True, stable=True)
-        # A token is in if the likelier ones do not reach top_p without it.
-        kept = ordered.cumsum(-1) - ordered < sampling.top_p
+        # A token is in if the likelier ones do not reach top_p without it; the likeliest always is.
+        mass = max(sampling.top_p, torch.finfo(ordered.dtype).tiny)
+        kept = ordered.cumsum(-1) - ordered < mass
         weights = torch.zeros_like(weights).scatter(-1, order, ordered * kept)
     return weights
 

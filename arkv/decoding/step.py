@@ -5,8 +5,10 @@
                       each layer: write key and value, attend over the slots
                       policy.observe(store, seen, step)
                       logits of the next token
+                      draw it
 
-`Step.__call__` does this from top to bottom; the functions below it are its parts, in the same order. Each
+`Step.__call__` does this from top to bottom, up to the logits; the functions below it are its parts, in the
+same order, and last the draw. Each
 of them is compiled once, the one of a block for all layers. Whatever changes from one token to the next is a
 tensor at a fixed address, and nothing comes back to Python, so that steps can be captured.
 """
@@ -22,8 +24,10 @@ from torch.nn.functional import pad
 from arkv.attention import operators
 from arkv.attention.reference import ragged_attention, slot_attention
 from arkv.decoding.buffers import Buffers
+from arkv.decoding.checks import note_
 from arkv.decoding.compiling import Compile, compiled
 from arkv.decoding.layers import Layer, layers_of, reaches
+from arkv.decoding.sampling import Sampling, draw, guide
 from arkv.model import Block, Model
 from arkv.policy import CachePolicy, Observation
 from arkv.store import Store, write_
@@ -38,6 +42,10 @@ class Step:
         store: where keys and values lie.
         buffers: of the same batch.
         compile: "none" calls the parts as they are, all others call them compiled.
+
+    Attributes:
+        head: logits of a token, from the hidden state of the one before and the position.
+        draw_: the function below, compiled.
     """
 
     def __init__(
@@ -48,7 +56,9 @@ class Step:
         # Where there are kernels, they write what a policy is shown to where it reads it.
         self._with_kernels = operators.available(store.position.device)
         self._rooms = {
-            name: torch.zeros(store.layers, store.rows, store.slots, device=store.position.device)
+            name: torch.zeros(
+                store.layers, store.rows, store.slots, dtype=torch.float32, device=store.position.device
+            )
             for name in sorted(policy.needs & {"mass", "scores"})
             if self._with_kernels
         }
@@ -63,7 +73,8 @@ class Step:
         self._enter = compiled(enter_, compile)
         self._step_block = compiled(step_block, compile)
         self._observe = compiled(observe_, compile)
-        self._head = compiled(model.head, compile)
+        self.head = compiled(model.head, compile)
+        self.draw_ = compiled(draw_, compile)
 
     def __call__(self, tokens: Tensor, position: int) -> Tensor:
         """One token: feed it to the model, and the cache.
@@ -84,9 +95,9 @@ class Step:
             model, policy, store, tokens, buffers.slots, buffers.places[offset], buffers.rotation, step
         )
         reach = self._reaches[store.grid.row(position)]
-        sums, seen = [], []
+        seen = []
         for number, (block, layer) in enumerate(zip(self._blocks, self._layers, strict=True)):
-            hidden, total, shown = self._step_block(
+            hidden, shown = self._step_block(
                 block,
                 hidden,
                 rotation,
@@ -98,26 +109,10 @@ class Step:
                 reach,
                 self._with_kernels,
             )
-            sums.append(total)
             seen.append(shown)
         if policy.needs:
             self._observe(policy, store, seen, self._rooms, step)
-        return self.finish(hidden, sums, step + 1)
-
-    def finish(self, hidden: Tensor, sums: list[Tensor], step: Tensor) -> Tensor:
-        """Logits, and whether all numbers were finite.
-
-        Args:
-            hidden: `[rows, 1, width]`, output of the last block.
-            sums: by layer, float32 0-d, finite only if all numbers of the layer are.
-            step: int64 0-d, position of the token that the logits are for.
-        """
-        logits: Tensor = self._head(hidden, step)
-        # A sum is finite only if all its terms are; the greatest logit, because others may be forbidden.
-        finite = torch.stack([*sums, logits.amax(-1).sum()]).isfinite()
-        first_bad = self._buffers.first_bad
-        first_bad.copy_(torch.where(finite | (first_bad >= 0), first_bad, step))
-        return logits
+        return self.head(hidden, step + 1)
 
 
 def recycle_(policy: CachePolicy, store: Store, step: Tensor) -> Tensor:
@@ -179,7 +174,7 @@ def step_block(
     needs: frozenset[str],
     reach: Tensor | None,
     with_kernels: bool,
-) -> tuple[Tensor, Tensor, Observation]:
+) -> tuple[Tensor, Observation]:
     """One block for one token: write its key and value, attend over the slots.
 
     Args:
@@ -196,8 +191,7 @@ def step_block(
         with_kernels: whether attention is `arkv.attention.operators`'.
 
     Returns:
-        The next hidden state, its sum (float32 0-d, finite only if all of it is), and what the policy needs
-        of this layer, as far as the layer has no room for it.
+        The next hidden state, and what the policy needs of this layer, as far as it has no room for it.
     """
     query, key, value = block.project(hidden, rotation)
     keys, values, key_scale, value_scale, layout, rooms = layer
@@ -216,7 +210,7 @@ def step_block(
     seen = Observation(cast(Tensor, attended.mass), cast(Tensor, attended.scores), query[:, 0])
     # Name by name: Dynamo of torch 2.11 cannot take the keys of a dictionary from a set.
     shown = Observation(**{name: getattr(seen, name) for name in sorted(needs) if name not in rooms})
-    return hidden, hidden.float().sum(), shown
+    return hidden, shown
 
 
 def observe_(
@@ -241,3 +235,20 @@ def observe_(
         return torch.stack([pad(part, (0, store.slots - part.shape[-1])) for part in parts])
 
     policy.observe(store, Observation(**{name: joined(name) for name in sorted(policy.needs)}), step)
+
+
+def draw_(logits: Tensor, buffers: Buffers, step: Tensor, guides: bool, sampling: Sampling) -> None:
+    """Draw the token at a place, and note whether its logits were numbers.
+
+    Args:
+        logits: float32 `[rows, vocabulary]`.
+        buffers: numbers to draw by; the token is written to `tokens`, and it may be to `first_bad`.
+        step: int64 0-d, the place.
+        guides: whether the second half of the rows are to guide the first.
+        sampling: by which operations, as `Sampling.frozen`.
+    """
+    logits = guide(logits, buffers.scale) if guides else logits[: len(buffers.tokens)]
+    note_(buffers.first_bad, logits, step)
+    uniforms = buffers.uniforms.index_select(1, step[None])[:, 0]
+    drawn = draw(logits, uniforms, sampling, buffers.temperature)
+    buffers.tokens.index_copy_(1, step[None], drawn[:, None])

@@ -4,7 +4,10 @@ A tape keeps what a graph keeps: the operations, and the addresses that they rea
 Python held while they were recorded stay as they were, and whoever asks for a number on the host is refused.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -57,7 +60,7 @@ def captures(monkeypatch: pytest.MonkeyPatch) -> list[Tape]:
     """Tapes instead of CUDA graphs, and no compiler."""
     made: list[Tape] = []
 
-    def captured(work: Callable[[], None], pool: object) -> Callable[[], None]:
+    def captured(work: Callable[[], None], pool: object, stream: object) -> Callable[[], None]:
         tape = Tape()
         with tape:
             work()
@@ -66,7 +69,8 @@ def captures(monkeypatch: pytest.MonkeyPatch) -> list[Tape]:
         return lambda: tape.play() if next(played, True) else None
 
     monkeypatch.setattr(graphs, "captured", captured)
-    monkeypatch.setattr(graphs, "run_beside", lambda work: work())
+    monkeypatch.setattr(graphs, "run_beside", lambda work, stream: work())
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
     monkeypatch.setattr(step_module, "compiled", lambda function, mode: function)
     return made
@@ -134,10 +138,56 @@ def test_guidance_may_end_between_captured_lines_or_within_one(
 
 
 def test_a_number_that_is_asked_for_while_capturing_is_caught(captures: list[Tape]) -> None:
-    replayed, x = graphs.Replayed(True), torch.ones(3)
+    replayed, x = graphs.Replayed(True, torch.device("cpu")), torch.ones(3)
     replayed.run("sum", lambda: float(x.sum()) and None)
     with pytest.raises(RuntimeError, match="a number was asked for"):
         replayed.run("sum", lambda: float(x.sum()) and None)
+
+
+class Streams:
+    """Stands in for `torch.cuda`: who ran what on which stream."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.made: list[Any] = []
+        self.now: Any = None
+        self.ran: list[tuple[str, Any]] = []
+        for name, stand_in in {
+            "Stream": self.stream_on,
+            "current_stream": lambda device: SimpleNamespace(device=device, wait_stream=lambda other: None),
+            "stream": self.on,
+            "graph_pool_handle": lambda: object(),
+            "CUDAGraph": lambda: SimpleNamespace(replay=lambda: self.ran.append(("replay", self.now))),
+            "graph": lambda graph, pool, stream, capture_error_mode: self.on(stream),
+        }.items():
+            monkeypatch.setattr(torch.cuda, name, stand_in)
+
+    def stream_on(self, device: torch.device) -> Any:
+        self.made.append(SimpleNamespace(device=device, wait_stream=lambda other: None))
+        return self.made[-1]
+
+    @contextmanager
+    def on(self, stream: Any) -> Iterator[None]:
+        self.now = stream
+        yield
+        self.now = None
+
+
+def test_first_runs_and_captures_of_a_set_of_graphs_are_on_one_stream_of_their_device(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And no other set of graphs has that stream."""
+    streams = Streams(monkeypatch)
+    device = torch.device("cuda", 1)
+    for number in range(2):
+        replayed = graphs.Replayed(True, device)
+        streams.ran.clear()
+        for name in ("a", "b", "a", "b", "a"):
+            replayed.run(name, partial(lambda name: streams.ran.append((name, streams.now)), name))
+        own = streams.made[number]
+        assert own.device == device
+        replay = ("replay", None)
+        assert streams.ran == [("a", own), ("b", own), ("a", own), replay, ("b", own), replay, replay]
+    assert len(streams.made) == 2
 
 
 def test_without_a_gpu_graphs_are_refused() -> None:

@@ -1,6 +1,8 @@
 """The loop over heads of unequal size, and what it asks of a policy."""
 
+import dataclasses
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import numpy
@@ -16,6 +18,7 @@ from arkv import (
     ArkvError,
     CachePlan,
     CachePolicy,
+    Condition,
     Decoder,
     Grid,
     ModelSpec,
@@ -26,6 +29,7 @@ from arkv import (
 from arkv.attention import operators
 from arkv.decoding.checks import check_selection
 from arkv.decoding.loop import Loop
+from arkv.decoding.sampling import Sampling, picture_uniforms
 from arkv.errors import NumericalError
 from arkv.policies.window import SlidingWindow
 from arkv.testing import Oracle
@@ -438,3 +442,108 @@ def test_a_picture_that_went_wrong_after_guidance_does_not_spoil_the_next() -> N
         with pytest.raises(NumericalError, match="visual token 13 of 20, first in layer 0"):
             decoder.generate(PROMPTS, **settings)
     assert torch.equal(decoder.generate(PROMPTS, **settings).tokens, expected)
+
+
+@pytest.mark.parametrize("kv_dtype", [None, "int8"])
+@pytest.mark.parametrize("name", ["full", "linear", "h2o", "adakv", "pyramid"])
+@pytest.mark.parametrize(("layer", "guided_tokens"), [(0, None), (1, None), (1, 6), (2, None)])
+def test_numbers_that_go_wrong_once_are_traced_to_their_layer(
+    layer: int, guided_tokens: int | None, name: str, kv_dtype: Any
+) -> None:
+    """By the end of a line all that came after is wrong, too, and some of it was given up."""
+    model, at = Tiny(GRID), 11
+    policy = build("full", GRID.tokens) if name == "full" else tight(name, model)
+    decoder = Decoder(model, policy, kv_dtype=kv_dtype)
+    tokens = decoder.generate(PROMPTS, guidance=1.5).tokens
+    embed, head, now = model.embed, model.head, []
+
+    def watched(tokens: Tensor, position: Tensor) -> Tensor:
+        now[:] = [int(position)]
+        return embed(tokens, position)
+
+    def spoils(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return lambda *given: function(*given) + (torch.nan if now == [at] else 0)
+
+    def spoiled_head(hidden: Tensor, position: Tensor) -> Tensor:
+        return head(hidden, position) + (torch.nan if int(position) == at + 1 else 0)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(model, "embed", watched)
+        if layer < 2:
+            patched.setattr(model.blocks[layer], "merge", spoils(model.blocks[layer].merge))
+        else:
+            patched.setattr(model, "head", spoiled_head)
+            decoder = Decoder(model, policy, kv_dtype=kv_dtype)
+        where = f"visual token 12 of 20, first in {'the output head' if layer == 2 else f'layer {layer}'}: "
+        with pytest.raises(NumericalError, match=where):
+            decoder.generate(PROMPTS, guidance=1.5, guided_tokens=guided_tokens)
+        if guided_tokens is None:
+            now.clear()  # the search has fed that token again
+            with pytest.raises(NumericalError, match=where):
+                decoder.teacher_force(PROMPTS, tokens, guidance=1.5)
+
+
+def test_guidance_too_large_for_its_numbers_is_told_as_such() -> None:
+    """It used to draw token zero from there on."""
+    decoder = Decoder(Tiny(GRID), build("linear", 12))
+    with pytest.raises(NumericalError, match="visual token 0 of 20, first in the guided logits: take less"):
+        decoder.generate(PROMPTS, guidance=3e38)
+
+
+@pytest.mark.parametrize("guided_tokens", [None, 6])
+@torch.inference_mode()
+def test_a_line_may_be_launched_before_the_numbers_of_the_last_one_are_looked_at(
+    guided_tokens: int | None,
+) -> None:
+    """As on a GPU, which then never waits; a line is yielded once its own numbers are known to be good."""
+    model, sampling = Tiny(GRID), Sampling(1.5, 1.5, guided_tokens=guided_tokens)
+    condition = model.condition(PROMPTS, True)
+    uniforms = picture_uniforms([0, 1], GRID.tokens)
+    embed, fed = model.embed, []
+
+    def counted(tokens: Tensor, position: Tensor) -> Tensor:
+        fed.append(int(position))
+        return embed(tokens, position) + (torch.nan if broken and int(position) == 12 else 0)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(model, "embed", counted)
+        for broken in (False, True):
+            drawn = []
+            for ahead in (0, 1):
+                loop = Loop(model, tight("linear", model), *condition.mask.shape, "none", True)
+                loop._ahead = ahead
+                lines: list[tuple[int, int]] = []
+                told = pytest.raises(NumericalError, match="visual token 13 of 20, first in layer 0")
+                with told if broken else nullcontext():
+                    lines.extend((line, fed[-1]) for line in loop.sample_(condition, uniforms, sampling))
+                drawn.append(loop.tokens.clone())
+                launched = [min((line + 1 + ahead) * GRID.line, GRID.tokens - 1) - 1 for line, _ in lines]
+                assert [last for _, last in lines] == launched
+                assert len(lines) == (12 // GRID.line if broken else GRID.rows)
+            assert broken or torch.equal(*drawn)
+
+
+@pytest.mark.parametrize("kv_dtype", [None, "int8", "fp8"])
+@pytest.mark.parametrize("name", ["full", "linear", "adakv", "snapkv"])
+def test_what_is_hidden_cannot_reach_a_sum(name: str, kv_dtype: Any) -> None:
+    """NaN in all that a batch before has left, and in the embedding that stands for padding."""
+    model = Tiny(GRID)
+    policy = build("full", GRID.tokens) if name == "full" else tight(name, model)
+    decoder = Decoder(model, policy, kv_dtype=kv_dtype)
+    expected = decoder.generate(PROMPTS, guidance=1.5, temperature=1.5).tokens
+    store = decoder.store
+    assert store is not None
+    with torch.inference_mode():
+        for leaf in (*store.keys, *store.values, *store.key_scales, *store.value_scales):
+            if leaf is not None:
+                leaf.copy_(torch.full(leaf.shape, torch.nan) if leaf.is_floating_point() else leaf)
+    condition = model.condition
+
+    def damaged(prompts: Any, guided: bool) -> Condition:
+        whole = condition(prompts, guided)
+        embeddings = whole.embeddings.masked_fill(~whole.mask[..., None], torch.nan)
+        return dataclasses.replace(whole, embeddings=embeddings)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(model, "condition", damaged)
+        assert torch.equal(decoder.generate(PROMPTS, guidance=1.5, temperature=1.5).tokens, expected)

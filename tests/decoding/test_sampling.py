@@ -219,3 +219,10 @@ def test_values_at_the_edge_are_taken(right: Sampling) -> None:
 
 def test_only_a_scale_of_one_needs_no_unconditional_rows() -> None:
     assert [Sampling(scale).guided for scale in (0, 0.5, 1, 1.0, 2)] == [True, True, False, False, True]
+
+
+@pytest.mark.parametrize("top_p", [1e-300, 5e-324, 1e-45, 1e-38])
+def test_a_probability_too_small_for_its_dtype_still_keeps_the_likeliest_token(top_p: float) -> None:
+    logits = torch.tensor([[0.0, 3.0, 1.0], [2.0, 0.0, -torch.inf]])
+    drawn = sampling.draw(logits, torch.tensor([0.999, 0.0]), Sampling(top_p=top_p), torch.tensor(1.0))
+    assert drawn.tolist() == [1, 0]
