@@ -16,7 +16,8 @@ from tqdm import tqdm
 from arkv.attention.quantization import KvDtype, storage_dtype
 from arkv.decoding.compiling import Compile, check_mode
 from arkv.decoding.loop import Loop
-from arkv.decoding.sampling import Sampling, guide, picture_uniforms
+from arkv.decoding.noise import seed_keys
+from arkv.decoding.sampling import Sampling, guide
 from arkv.errors import ArkvError
 from arkv.estimate import check_memory, estimate, format_bytes, pictures_within, usable_memory
 from arkv.model import Condition, Model
@@ -204,8 +205,8 @@ class Decoder:
                     rows += [rows[-1]] * (size - len(rows))
                 condition = self._condition([prompts[i] for i in rows], sampling.guided)
                 loop = self._loop_for(condition, len(rows), sampling.guided)
-                uniforms = picture_uniforms([seeds[i] for i in rows], total)
-                for line in loop.sample_(condition, uniforms, sampling):
+                keys = seed_keys([seeds[i] for i in rows])
+                for line in loop.sample_(condition, keys, sampling):
                     bar.update(self.model.spec.grid.line * len(batch))
                     if on_line is not None:
                         on_line(batch, line, self._lines_so_far(loop.tokens[: len(batch)], line))

@@ -29,7 +29,7 @@ class Estimate:
         full_kv: what keys and values would be with a slot for every token, in the model's own dtype.
         statistics: positions and what the policy remembers of each slot.
         scratch: the largest of what lives beside them at one time, an upper bound: prefill of the
-            condition, or one step (activations, scores, logits, uniform numbers).
+            condition, or one step (activations, scores, logits).
     """
 
     weights: int
@@ -119,7 +119,7 @@ def estimate(
         kv=rows * sum(pools) * slot_bytes,
         full_kv=heads * (condition + spec.grid.tokens) * 2 * spec.head_dim * dtype.itemsize,
         statistics=slots * field_bytes + heads * head_bytes + layout,
-        scratch=max(prefill, step, ranking) + pictures * spec.grid.tokens * 12,
+        scratch=max(prefill, step, ranking) + pictures * spec.grid.tokens * 8,
     )
 
 

@@ -15,7 +15,7 @@ from tiny import GRID, LONGEST, POLICIES, WORDS, Tiny, build, random_tokens, tig
 from torch import Tensor
 
 from arkv import ArkvError, Decoder, Grid, RankedPolicy, Store
-from arkv.decoding.sampling import picture_uniforms
+from arkv.decoding.noise import gumbel, seed_keys
 from arkv.errors import MemoryLimitError, NumericalError
 from arkv.estimate import KEPT_FREE, estimate, format_bytes
 
@@ -125,14 +125,11 @@ def test_tokens_are_those_that_the_forced_logits_and_the_seed_give(name: str) ->
     made = decoder(name).generate(PROMPTS, seeds=[3, 1, 4, 1, 5], guidance=1.7, temperature=1.3, top_k=9)
     logits = decoder(name).teacher_force(PROMPTS, made.tokens, guidance=1.7).guided.double().numpy()
     for picture, seed in enumerate([3, 1, 4, 1, 5]):
-        uniforms = picture_uniforms([seed], N)[0]
         for position in range(N):
             row = logits[picture, position] / 1.3
-            weights = numpy.exp(row - row.max()) * (row >= numpy.sort(row)[-9])
-            token = int(made.tokens[picture, position])
-            edges = numpy.cumsum(weights / weights.sum())
-            low, high = (edges[token - 1] if token else 0.0), edges[token]
-            assert low - 1e-4 <= float(uniforms[position]) <= high + 1e-4
+            noise = gumbel(seed_keys([seed]), torch.tensor([position]), len(row))[0].double().numpy()
+            sums = numpy.where(row >= numpy.sort(row)[-9], row, -numpy.inf) + noise
+            assert sums[int(made.tokens[picture, position])] > sums.max() - 1e-4
 
 
 def test_guidance_of_one_decodes_no_unconditional_rows() -> None:

@@ -20,7 +20,7 @@ class Buffers:
 
     Attributes:
         tokens: int64 `[pictures, N]`, drawn so far.
-        uniforms: float32 `[pictures, N]`, what each token is drawn by.
+        keys: int32 `[pictures, 2]`, of the pictures' seeds: what tokens are drawn by.
         scale: float32 0-d, of guidance.
         temperature: float32 0-d.
         first_bad: int64 0-d, the first visual token of the batch whose logits were not numbers, or -1.
@@ -38,12 +38,12 @@ class Buffers:
         if beside is None:
             pictures = store.rows // 2 if store.guided else store.rows
             self.tokens = torch.zeros(pictures, total, dtype=torch.long, device=device)
-            self.uniforms = torch.zeros(pictures, total, dtype=torch.float32, device=device)
+            self.keys = torch.zeros(pictures, 2, dtype=torch.int32, device=device)
             self.scale, self.temperature = torch.zeros(2, dtype=torch.float32, device=device).unbind()
             self.first_bad = torch.full((), -1, dtype=torch.long, device=device)
             self.places = torch.arange(total, device=device)
         else:
-            self.tokens, self.uniforms = beside.tokens, beside.uniforms
+            self.tokens, self.keys = beside.tokens, beside.keys
             self.scale, self.temperature = beside.scale, beside.temperature
             self.first_bad, self.places = beside.first_bad, beside.places
         self.step = torch.zeros((), dtype=torch.long, device=device)
@@ -57,9 +57,9 @@ class Buffers:
         self.first_bad.fill_(-1)
         self._rotate_by_(condition.rotation)
 
-    def draw_by_(self, uniforms: Tensor, sampling: Sampling) -> None:
+    def draw_by_(self, keys: Tensor, sampling: Sampling) -> None:
         """Take in what tokens are drawn by."""
-        self.uniforms.copy_(uniforms)
+        self.keys.copy_(keys)
         self.scale.fill_(sampling.guidance)
         self.temperature.fill_(sampling.temperature)
 

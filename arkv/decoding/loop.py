@@ -92,12 +92,12 @@ class Loop:
         self._guided_steps = spec.grid.tokens
         self._unguided: Loop | None = None
 
-    def sample_(self, condition: Condition, uniforms: Tensor, sampling: Sampling) -> Iterator[int]:
+    def sample_(self, condition: Condition, keys: Tensor, sampling: Sampling) -> Iterator[int]:
         """Decode a batch of pictures into `tokens`.
 
         Args:
             condition: of all rows.
-            uniforms: float32 `[pictures, N]`, what each token is drawn by.
+            keys: int32 `[pictures, 2]`, from `arkv.decoding.noise.seed_keys`: what tokens are drawn by.
             sampling: how; guided exactly if the loop is.
 
         Yields:
@@ -113,7 +113,7 @@ class Loop:
             # From then on the unconditional rows are not fed: what they would say is not used.
             self._guided_steps = max(0, sampling.guided_tokens - 1)
         with on_device(self.model.device):
-            buffers.draw_by_(uniforms, sampling)
+            buffers.draw_by_(keys, sampling)
             self._step.draw_(first_logits, buffers, buffers.places[0], sampling.guides(0), sampling.frozen)
         looks: deque[Look] = deque()
         for line in range(grid.rows + self._ahead):

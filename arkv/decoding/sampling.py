@@ -1,18 +1,17 @@
-"""From logits to a token: guidance, filters, and the inverse of the cumulative distribution.
+"""From logits to a token: guidance, filters, and the greatest sum of logit and noise.
 
-No random number is drawn here. Every picture brings its own uniform number for each token, from its own
-seed, so a picture is the same alone or in a batch, eager or captured.
+The noise is a function of a picture's seed, the token's place and its code (see `arkv.decoding.noise`), so a
+picture is the same alone or in a batch, eager or captured.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy
 import torch
 from torch import Tensor
 
+from arkv.decoding.noise import gumbel
 from arkv.errors import ArkvError
 
 LEAST_TEMPERATURE = 1e-6  # below, logits divided by it may overflow
@@ -76,13 +75,6 @@ class Sampling:
             raise ArkvError(f"top_p is {self.top_p}: expected more than 0 and at most 1")
 
 
-def picture_uniforms(seeds: Sequence[int], tokens: int) -> Tensor:
-    """Uniform numbers in [0, 1), float32 `[pictures, tokens]`, each picture's from its own seed."""
-    # torch's CPU generator looks at 32 bits of a seed only.
-    draws = (numpy.random.Generator(numpy.random.Philox(seed)) for seed in seeds)
-    return torch.from_numpy(numpy.stack([d.random(tokens, dtype=numpy.float32) for d in draws]))
-
-
 def guide(logits: Tensor, scale: Tensor) -> Tensor:
     """Classifier-free guidance.
 
@@ -99,47 +91,45 @@ def guide(logits: Tensor, scale: Tensor) -> Tensor:
     return guided.masked_fill(forbidden, -torch.inf)
 
 
-def probabilities(logits: Tensor, sampling: Sampling, temperature: Tensor) -> Tensor:
-    """The distribution that a token is drawn from: temperature, then top-k, then top-p.
+def filtered(logits: Tensor, sampling: Sampling, temperature: Tensor) -> Tensor:
+    """Logits of the distribution that a token is drawn from: temperature, then top-k, then top-p.
 
     Args:
-        logits: float32 `[pictures, vocabulary]`, guided already.
+        logits: float32 `[..., vocabulary]`, guided already.
         sampling: the filters.
         temperature: float32 0-d, above 0.
 
     Returns:
-        float32 `[pictures, vocabulary]`, not normalised where a filter cut something off.
+        float32 `[..., vocabulary]`, minus infinity where a filter cut something off.
     """
     logits = logits / temperature
     if sampling.top_k is not None:
-        least = logits.topk(sampling.top_k).values[:, -1:]
+        least = logits.topk(sampling.top_k).values[..., -1:]
         logits = logits.masked_fill(logits < least, -torch.inf)
-    weights = logits.softmax(-1)
     if sampling.top_p is not None and sampling.top_p < 1:
-        ordered, order = weights.sort(descending=True, stable=True)
-        # A token is in if the likelier ones do not reach top_p without it; the likeliest always is.
-        mass = max(sampling.top_p, torch.finfo(ordered.dtype).tiny)
-        kept = ordered.cumsum(-1) - ordered < mass
-        weights = torch.zeros_like(weights).scatter(-1, order, ordered * kept)
-    return weights
+        ordered, order = logits.sort(descending=True, stable=True)
+        weights = ordered.softmax(-1)
+        # A token is in if the likelier ones do not reach top_p without it, and the likeliest always is.
+        likelier = weights.cumsum(-1) - weights
+        ordered = ordered.masked_fill((likelier >= sampling.top_p) & (likelier > 0), -torch.inf)
+        logits = logits.scatter(-1, order, ordered)
+    return logits
 
 
-def draw(logits: Tensor, uniforms: Tensor, sampling: Sampling, temperature: Tensor) -> Tensor:
-    """Draw one token a picture.
+def draw(logits: Tensor, keys: Tensor, places: Tensor, sampling: Sampling, temperature: Tensor) -> Tensor:
+    """Draw tokens.
 
     Args:
-        logits: float32 `[pictures, vocabulary]`, guided already.
-        uniforms: float32 `[pictures]` in [0, 1).
+        logits: float32 `[..., vocabulary]`, guided already.
+        keys: int32 `[..., 2]`, of the pictures' seeds (see `arkv.decoding.noise.seed_keys`).
+        places: int64 `[...]`, of the tokens in raster order.
         sampling: the filters, and whether to take the likeliest.
         temperature: float32 0-d, that of `sampling` as a tensor, so that a captured draw can be told another.
 
     Returns:
-        int64 `[pictures]`: the first token whose cumulative probability exceeds the uniform number.
+        int64 `[...]`: the code with the greatest sum of filtered logit and Gumbel noise.
     """
     if sampling.temperature == 0:
         return logits.argmax(-1)
-    cumulative = probabilities(logits, sampling, temperature).cumsum(-1)
-    total = cumulative[:, -1:]
-    # Rounding must not lift the threshold to the total, past which there is no token.
-    threshold = torch.minimum(uniforms[:, None] * total, total.nextafter(torch.zeros_like(total)))
-    return (cumulative <= threshold).sum(-1)
+    noise = gumbel(keys, places, logits.shape[-1])
+    return (filtered(logits, sampling, temperature) + noise).argmax(-1)

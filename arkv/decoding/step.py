@@ -242,13 +242,12 @@ def draw_(logits: Tensor, buffers: Buffers, step: Tensor, guides: bool, sampling
 
     Args:
         logits: float32 `[rows, vocabulary]`.
-        buffers: numbers to draw by; the token is written to `tokens`, and it may be to `first_bad`.
+        buffers: keys to draw by; the token is written to `tokens`, and it may be to `first_bad`.
         step: int64 0-d, the place.
         guides: whether the second half of the rows are to guide the first.
         sampling: by which operations, as `Sampling.frozen`.
     """
     logits = guide(logits, buffers.scale) if guides else logits[: len(buffers.tokens)]
     note_(buffers.first_bad, logits, step)
-    uniforms = buffers.uniforms.index_select(1, step[None])[:, 0]
-    drawn = draw(logits, uniforms, sampling, buffers.temperature)
+    drawn = draw(logits, buffers.keys, step.expand(len(logits)), sampling, buffers.temperature)
     buffers.tokens.index_copy_(1, step[None], drawn[:, None])

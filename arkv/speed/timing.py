@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from arkv.decoding.sampling import Sampling, draw, guide, picture_uniforms
+from arkv.decoding.noise import seed_keys
+from arkv.decoding.sampling import Sampling, draw, guide
 from arkv.errors import ArkvError
 from arkv.grid import Grid
 from arkv.machine.instruments import Clock, used_memory
@@ -103,7 +104,8 @@ def decode(
     """
     grid, device = model.spec.grid, model.device
     prompts = model.example_prompts(pictures, seed)
-    uniforms = picture_uniforms(range(seed, seed + pictures), grid.tokens).to(device)
+    keys = seed_keys(range(seed, seed + pictures)).to(device)
+    places = torch.arange(grid.tokens, device=device)
     scale, temperature = torch.tensor([sampling.guidance, sampling.temperature], device=device).unbind()
     tokens = torch.zeros(pictures, grid.tokens, dtype=torch.long, device=device)
     start, clock, memory = Clock(device), Clock(device), dict[int, int | None]()
@@ -119,7 +121,8 @@ def decode(
         clock.mark()
         for position in span:
             guided = guide(logits, scale) if sampling.guides(position) else logits
-            drawn = draw(guided[:pictures], uniforms[:, position], sampling, temperature)
+            place = places[position].expand(pictures)
+            drawn = draw(guided[:pictures], keys, place, sampling, temperature)
             tokens[:, position] = drawn
             if position + 1 < grid.tokens:
                 logits = engine.advance(drawn.repeat(2) if sampling.guided else drawn, position)

@@ -21,7 +21,8 @@ from arkv import ArkvError, CachePolicy, Decoder, Grid
 from arkv.decoding import graphs
 from arkv.decoding import step as step_module
 from arkv.decoding.loop import Loop
-from arkv.decoding.sampling import Sampling, picture_uniforms
+from arkv.decoding.noise import seed_keys
+from arkv.decoding.sampling import Sampling
 
 PROMPTS = [(1, 2, 3), (4,)]
 
@@ -83,8 +84,8 @@ def pictures(model: Tiny, policy: CachePolicy, captured: bool, runs: list[Sampli
     loop = Loop(model, policy, *condition.mask.shape, "cudagraphs" if captured else "none", runs[0].guided)
     tokens = []
     for number, sampling in enumerate(runs):
-        uniforms = picture_uniforms([number, 7], model.spec.grid.tokens)
-        assert list(loop.sample_(condition, uniforms, sampling)) == list(range(model.spec.grid.rows))
+        keys = seed_keys([number, 7])
+        assert list(loop.sample_(condition, keys, sampling)) == list(range(model.spec.grid.rows))
         tokens.append(loop.tokens.clone())
     return tokens
 

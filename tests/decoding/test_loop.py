@@ -29,7 +29,8 @@ from arkv import (
 from arkv.attention import operators
 from arkv.decoding.checks import check_selection
 from arkv.decoding.loop import Loop
-from arkv.decoding.sampling import Sampling, picture_uniforms
+from arkv.decoding.noise import seed_keys
+from arkv.decoding.sampling import Sampling
 from arkv.errors import NumericalError
 from arkv.policies.window import SlidingWindow
 from arkv.testing import Oracle
@@ -498,7 +499,7 @@ def test_a_line_may_be_launched_before_the_numbers_of_the_last_one_are_looked_at
     """As on a GPU, which then never waits; a line is yielded once its own numbers are known to be good."""
     model, sampling = Tiny(GRID), Sampling(1.5, 1.5, guided_tokens=guided_tokens)
     condition = model.condition(PROMPTS, True)
-    uniforms = picture_uniforms([0, 1], GRID.tokens)
+    keys = seed_keys([0, 1])
     embed, fed = model.embed, []
 
     def counted(tokens: Tensor, position: Tensor) -> Tensor:
@@ -515,7 +516,7 @@ def test_a_line_may_be_launched_before_the_numbers_of_the_last_one_are_looked_at
                 lines: list[tuple[int, int]] = []
                 told = pytest.raises(NumericalError, match="visual token 13 of 20, first in layer 0")
                 with told if broken else nullcontext():
-                    lines.extend((line, fed[-1]) for line in loop.sample_(condition, uniforms, sampling))
+                    lines.extend((line, fed[-1]) for line in loop.sample_(condition, keys, sampling))
                 drawn.append(loop.tokens.clone())
                 launched = [min((line + 1 + ahead) * GRID.line, GRID.tokens - 1) - 1 for line, _ in lines]
                 assert [last for _, last in lines] == launched

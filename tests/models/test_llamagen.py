@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from arkv import Decoder, load_policy
-from arkv.decoding.sampling import Sampling, guide, probabilities
+from arkv.decoding.sampling import Sampling, filtered, guide
 from arkv.errors import CheckpointError, PromptError
 from arkv.models import llamagen
 from arkv.models.captions import CaptionEncoder, clean_caption
@@ -129,7 +129,7 @@ def test_probabilities_are_those_of_the_reference(golden: Golden) -> None:
     settings, logits = golden.facts["settings"], golden.logits()["guided"]
     sampling = Sampling(golden.scale, settings["temperature"], settings["top_k"], settings["top_p"])
     temperature = torch.tensor(sampling.temperature)
-    weights = torch.stack([probabilities(step, sampling, temperature) for step in logits])
+    weights = torch.stack([filtered(step, sampling, temperature).softmax(-1) for step in logits])
     assert golden.deviation(weights / weights.sum(-1, keepdim=True), "expected.probs") <= 1
     least = weights.masked_fill(weights == 0, torch.inf).argmin(-1, keepdim=True)
     weights = weights.scatter(-1, least, 0)  # without the token that crosses the threshold
