@@ -344,10 +344,10 @@ BAD = {
     "unknown": ("prompts: x\nout: y\npolcy: full", "unknown name in .* 'polcy'; did you mean policy"),
     "a text for a number": (
         "prompts: x\nout: y\nsamples: four",
-        "samples is 'four' in .*: expected int or None",
+        "samples is 'four' in .*: expected a whole number",
     ),
     "a size": ("prompts: x\nout: y\nsize: 512", "size is 512"),
-    "an engine": ("prompts: x\nout: y\nengine: rey", "engine is 'rey' .* 'in-process', 'torchrun', 'ray'"),
+    "an engine": ("prompts: x\nout: y\nengine: rey", "engine is 'rey' .* 'in-process', 'torchrun' or 'ray'"),
     "no YAML": ("prompts: [", "is not YAML"),
     "a list": ("- prompts", "no names with values"),
 }
