@@ -11,10 +11,12 @@ import click
 from click.shell_completion import CompletionItem
 from pydantic.fields import FieldInfo
 
-from arkv.options import choices_of, fields_of, option, options, told_of, type_of
+from arkv.options import choices_of, fields_of, option, options, told_of
 
 OTHERS = "Other"
 """Heading of options whose class has no section."""
+PLACES = ("FILE", "PLACE", "PATH")
+"""What stands for a path in the help."""
 
 
 @options
@@ -130,5 +132,5 @@ class Value(click.ParamType):  # type: ignore[type-arg]
 
             words = [entry.name for entry in names("model" if param.name == "model" else "policy")]
         found = [CompletionItem(word) for word in words if word.startswith(incomplete)]
-        is_path = _holds(type_of(self._field), Path) or (self._field.description and not words)
+        is_path = _holds(self._field.annotation, Path) or told_of(self._field)["metavar"] in PLACES
         return found or ([CompletionItem(incomplete, type="file")] if is_path else [])

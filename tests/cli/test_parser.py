@@ -183,3 +183,5 @@ def test_a_shell_completes_commands_flags_words_and_names(capsys: pytest.Capture
     assert "plain,--policy" in completed("arkv generate", "--pol")
     assert "plain,linear" in completed("arkv generate --policy", "lin")
     assert "plain,inductor" in completed("arkv generate --compile", "ind")
+    assert "file," in completed("arkv generate --out", "pic")
+    assert not completed("arkv generate --prompt", "pic").strip()
