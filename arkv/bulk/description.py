@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -57,7 +58,7 @@ class Description(ListOptions):
         """
         if self.npz_side is not None and self.layout not in (None, "npz"):
             raise ArkvError(f"npz_side is for the layout npz, and the layout is {self.layout}")
-        if self.engine == "ray" and importlib.util.find_spec("ray") is None:
+        if self.engine == "ray" and not _is_installed("ray"):
             raise ArkvError("the engine ray needs Ray: pip install 'arkv[ray]'")
         self.recipe.load_policy()
 
@@ -111,6 +112,13 @@ class Description(ListOptions):
         recipe = read(Recipe, {name: v for name, v in values.items() if name in recipes}, where=where)
         rest = {name: value for name, value in values.items() if name in mine}
         return read(cls, {"recipe": recipe, **rest}, where=where)
+
+
+def _is_installed(library: str) -> bool:
+    """Whether a library can be imported, without doing so."""
+    if library in sys.modules:
+        return sys.modules[library] is not None
+    return importlib.util.find_spec(library) is not None
 
 
 def schema() -> dict[str, Any]:

@@ -158,7 +158,7 @@ def test_a_bad_prompt_is_listed_and_the_others_are_drawn(
     else:
         Path(described.prompts).write_text("".join(f"{prompt}\n" for prompt in bad))
     out, job = tmp_path / "out", write(described, tmp_path / "job.yaml", layout=layout)
-    assert main(["run", str(job), "--quiet"]) == 0
+    assert main(["run", str(job), "--quiet"]) == 3
     told = capsys.readouterr().out
     assert "34 of 38 pictures in " in told
     assert "; 4 could not be drawn\n" in told
