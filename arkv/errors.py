@@ -18,13 +18,14 @@ class UnknownNameError(ArkvError):
         kind: what the name should have been, such as "policy".
         name: the name given.
         known: the names there are; the nearest ones are suggested.
+        more: what else it is not.
     """
 
-    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+    def __init__(self, kind: str, name: str, known: Iterable[str], more: str = "") -> None:
         known = sorted(known)
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
-        super().__init__(f"unknown {kind} {name!r}; {hint}")
+        super().__init__(f"unknown {kind} {name!r}{', ' * bool(more)}{more}; {hint}")
 
 
 class PromptError(ArkvError):

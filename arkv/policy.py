@@ -329,8 +329,10 @@ def resolve_budget(budget: int | None, ratio: float | str | None, tokens: int) -
     Raises:
         BudgetError: neither or both are given, or the value is out of range.
     """
-    if (budget is None) == (ratio is None):
-        raise BudgetError("give a budget in slots or a ratio such as '1/6', and not both")
+    if budget is None and ratio is None:
+        raise BudgetError("give a budget in slots or a ratio such as '1/6'")
+    if budget is not None and ratio is not None:
+        raise BudgetError(f"the budget is {budget} and the ratio {ratio}: give one of them, not both")
     if ratio is not None:
         try:
             # Fraction alone would write out the digits of 1e-99999999.

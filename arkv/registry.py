@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 from arkv.errors import ArkvError, CheckpointError, UnknownNameError
-from arkv.fields import fits, wanted
+from arkv.options import check_type, expected, shown, split_commas
 
 if TYPE_CHECKING:
     import torch
@@ -111,15 +111,15 @@ def load_policy(name: str, **parameters: Any) -> CachePolicy:
 def _check_parameters(name: str, policy_class: type[CachePolicy], given: dict[str, Any]) -> None:
     """Raise `ArkvError` unless the parameters are those of the policy, of the right types, and enough."""
     known = {field.name: field for field in fields(policy_class) if field.init}
-    hints = _hints(policy_class)
+    hints = parameter_types(policy_class)
     for parameter, value in given.items():
         if not known:
             raise ArkvError(f"the policy {name} takes no parameters: leave out {parameter}={value}")
         if parameter not in known:
             raise UnknownNameError(f"parameter of the policy {name}", parameter, known)
         hint = hints.get(parameter, Any)
-        if not fits(value, hint):
-            raise ArkvError(f"{name}: {parameter} is {value!r}, expected {wanted(hint)}")
+        if not check_type(hint, value):
+            raise ArkvError(f"{name}: {parameter} is {shown(value)}, expected {expected(hint)}")
     missing = [f.name for f in known.values() if f.default is f.default_factory is MISSING]
     if absent := [parameter for parameter in missing if parameter not in given]:
         raise ArkvError(f"the policy {name} needs {' and '.join(absent)}: give it as {name}:{absent[0]}=...")
@@ -268,26 +268,7 @@ def _parse_parameters(text: str) -> dict[str, Any]:
     return parsed
 
 
-def split_commas(text: str) -> list[str]:
-    """The parts between commas, but for commas inside brackets or quotes."""
-    parts, depth, quote = [""], 0, ""
-    for character in text:
-        if character == "," and not depth and not quote:
-            parts.append("")
-            continue
-        parts[-1] += character
-        if quote:
-            quote = "" if character == quote else quote
-        elif character in "'\"":
-            quote = character
-        elif character in "([{":
-            depth += 1
-        elif character in ")]}":
-            depth = max(0, depth - 1)
-    return parts
-
-
-def _hints(policy_class: type[CachePolicy]) -> dict[str, Any]:
+def parameter_types(policy_class: type[CachePolicy]) -> dict[str, Any]:
     """The types of the fields; none at all where one names something imported for type checkers only."""
     try:
         return get_type_hints(policy_class)

@@ -31,7 +31,9 @@ def main() -> None:
         prompts = Path(place) / "prompts.txt"
         texts = arkv.load_model("scenes").example_prompts(asked.pictures, seed=0)
         prompts.write_text("".join(f"{text}\n" for text in texts))
-        described = Description(str(prompts), f"{place}/bare", RECIPE, batch_size=asked.batch_size)
+        described = Description(
+            prompts=str(prompts), out=f"{place}/bare", recipe=RECIPE, batch_size=asked.batch_size
+        )
         facts = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {datetime.now():%Y-%m-%d}"
         print(f"{asked.pictures} pictures in batches of {asked.batch_size}, {facts}")
         print("engine      workers ms a picture of bare not decoding  all, s MB, 1st half    2nd", flush=True)

@@ -83,7 +83,9 @@ def main() -> None:
         making, writing = {}, {}
         for layout in ("flat", "webdataset"):
             out, recipe = f"{place}/{layout}", Recipe(model="scenes", policy="full")
-            described = Description(str(prompts), out, recipe, layout=layout, batch_size=asked.batch_size)
+            described = Description(
+                prompts=str(prompts), out=out, recipe=recipe, layout=layout, batch_size=asked.batch_size
+            )
             prepared = prepare(described, described.job(), model)
             made, making[layout] = timed(f"{layout}: PNG and SHA-256", asked.pictures, make(prepared))
             folder = prepared.folder()

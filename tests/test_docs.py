@@ -23,7 +23,7 @@ import pytest
 import torch
 
 import arkv
-from arkv.cli import _parser
+from arkv.cli.parser import parse
 from arkv.registry import names
 from arkv.testing import Tiny
 
@@ -131,7 +131,7 @@ def test_a_command_of_a_page_can_be_typed(page: str, command: str) -> None:
     words = shlex.split(command, comments=True)
     if words and words[0] == "arkv":
         try:
-            _parser().parse_args(words[1:])
+            parse(words[1:])
         except SystemExit as stop:
             if stop.code != 0:  # what is wrong is on the standard error
                 pytest.fail(f"{page}: {command}")
@@ -184,7 +184,6 @@ UNDOCUMENTED = {
         "checkpoint",
         "cli",
         "demo",
-        "fields",
         "figure",
         "files",
         "inspection_figure",
@@ -246,3 +245,20 @@ def members(node: ast.ClassDef) -> dict[str, str]:
         elif isinstance(member, ast.AnnAssign) and isinstance(member.target, ast.Name):
             found[member.target.id] = ast.unparse(member)
     return found
+
+
+def test_tables_of_options_are_those_there_are() -> None:
+    """`python docs/option_tables.py` writes them."""
+    spec = importlib.util.spec_from_file_location("option_tables", ROOT / "docs/option_tables.py")
+    assert spec is not None
+    assert spec.loader is not None
+    tables = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tables)
+    marked = set()
+    for page in tables.PAGES:
+        text = (ROOT / "docs" / page).read_text()
+        assert tables.with_tables(text) == text
+        marked |= {name for _, name, _ in tables.MARKED.findall(text)}
+    from arkv.cli.parser import COMMANDS
+
+    assert marked == {*COMMANDS, "job.yaml"} - {"policies", "models", "completion"}

@@ -3,101 +3,143 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
+import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal
 
 from arkv.errors import ArkvError, UnknownNameError
-from arkv.fields import fits, wanted
-from arkv.jobs.job import Job
+from arkv.jobs.list_options import ListOptions
 from arkv.jobs.recipe import Recipe
-from arkv.pictures.layouts import LAYOUTS
-from arkv.pictures.prompts import read_prompts
+from arkv.options import Count, Filled, PathText, Positive, Seed, fields_of, option, options, read, shown
+
+if TYPE_CHECKING:
+    from arkv.jobs.job import Job
 
 BATCH_SIZE = 16
+MOST_PICTURES = 10**8
+"""Of a job: a list of them has to fit into memory."""
+LARGEST_FILE = 2**20  # bytes of a job.yaml
 
 EngineName = Literal["in-process", "torchrun", "ray"]
 
 
-@dataclass(frozen=True)
-class Description:
-    """A job and how to run it. In a file, the recipe's fields stand beside the others.
+@options
+class Description(ListOptions):
+    """A job and how to run it. In a file, the recipe's options stand beside the others."""
 
-    Attributes:
-        prompts: file or folder, as `arkv.pictures.prompts` reads it.
-        out: folder for the pictures.
-        recipe: what decides on a picture beside its prompt and its seed.
-        samples: pictures of a prompt; None for what the layout usually has.
-        layout: of `arkv.pictures.layouts`; None for the one that goes with the prompts' format, else "flat".
-        npz_side: pixels that the pictures of an archive are resized to.
-        seed: of the job.
-        batch_size: pictures decoded at a time by a worker, or "auto" for as many as fit.
-        engine: "in-process"; "torchrun" for a process a GPU; "ray" for a cluster.
-        workers: how many; None for one a GPU, or one where there is none.
-        address: of a Ray cluster; None to start Ray on this machine.
-        pixel_workers: processes that turn tokens into files, under Ray; 0 leaves that to those who draw.
-    """
+    prompts: PathText = option(help="file or folder with the prompts, as `arkv.pictures.prompts` reads it")
+    out: PathText = option(help="folder for the pictures")
+    recipe: Recipe = option(default=Recipe(), help="what decides on a picture beside its prompt and its seed")
+    seed: Seed = option(default=0, help="of the job; a picture's is made of it and of the picture's number")
+    batch_size: Positive | Literal["auto"] = option(
+        default=BATCH_SIZE, help="pictures decoded at a time by a worker, or auto for as many as fit"
+    )
+    engine: EngineName = option(
+        default="in-process", help="who draws: torchrun for a process a GPU, ray for a cluster"
+    )
+    workers: Positive | None = option(
+        default=None, help="processes, where the engine has several (default: one a GPU, else one)"
+    )
+    address: Filled | None = option(
+        default=None, help="HOST:PORT of a Ray cluster (default: Ray is started on this machine)"
+    )
+    pixel_workers: Count = option(
+        default=0,
+        help="under Ray, processes that turn tokens into files; 0 leaves that to those who draw",
+    )
 
-    prompts: str
-    out: str
-    recipe: Recipe = field(default_factory=Recipe)
-    samples: int | None = None
-    layout: str | None = None
-    npz_side: int | None = None
-    seed: int = 0
-    batch_size: int | Literal["auto"] = BATCH_SIZE
-    engine: EngineName = "in-process"
-    workers: int | None = None
-    address: str | None = None
-    pixel_workers: int = 0
+    def check(self) -> None:
+        """Look at what can be seen before anything is loaded or begun.
+
+        Raises:
+            ArkvError: options do not go together, the policy cannot be, or the engine is not installed.
+        """
+        if self.npz_side is not None and self.layout not in (None, "npz"):
+            raise ArkvError(f"npz_side is for the layout npz, and the layout is {self.layout}")
+        if self.engine == "ray" and not _is_installed("ray"):
+            raise ArkvError("the engine ray needs Ray: pip install 'arkv[ray]'")
+        self.recipe.load_policy()
 
     def job(self) -> Job:
         """What is to be drawn.
 
         Raises:
-            ArkvError: the prompts cannot be read, or do not go with the layout.
+            ArkvError: as `check`; or the prompts cannot be read, are too many, or do not go with the layout.
         """
+        from arkv.jobs.job import Job
+        from arkv.pictures.layouts import LAYOUTS
+        from arkv.pictures.prompts import read_prompts
+
+        self.check()
         kind, prompts = read_prompts(Path(self.prompts))
         layout = self.layout or (kind if kind in LAYOUTS else "flat")
-        if layout not in LAYOUTS:
-            raise UnknownNameError("layout", layout, LAYOUTS)
         samples = LAYOUTS[layout].samples if self.samples is None else self.samples
+        if len(prompts) * samples > MOST_PICTURES:
+            raise ArkvError(
+                f"{len(prompts)} prompts with {samples} samples are {len(prompts) * samples} pictures: a job "
+                f"has room for {MOST_PICTURES}; make several of it"
+            )
         return Job(prompts, layout, samples, self.seed, self.npz_side)
 
     def values(self) -> dict[str, Any]:
-        """All fields in one dictionary, ready for JSON; `from_values` takes it back."""
+        """All options in one dictionary, ready for JSON; `from_values` takes it back."""
         values = dataclasses.asdict(self)
         return {**values.pop("recipe"), **values}
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any], where: str = "the job") -> Description:
-        """A job from its fields by name.
+        """A job from its options by name.
 
         Args:
             values: of the recipe, too.
             where: what they stand in, for messages.
 
         Raises:
-            ArkvError: a name is unknown, a value is not of its type, or prompts or folder are lacking.
+            ArkvError: a name is unknown, a value is none that it may have, or prompts or folder are lacking.
         """
-        mine, recipes = get_type_hints(cls), get_type_hints(Recipe)
-        del mine["recipe"]
-        known = {**mine, **recipes}
-        read: dict[str, Any] = {}
-        for name, value in values.items():
-            if name not in known:
-                raise UnknownNameError(f"name in {where}", name, known)
-            read[name] = tuple(value) if isinstance(value, list) else value
-            if not fits(read[name], known[name]):
-                raise ArkvError(f"{name} is {value!r} in {where}: expected {wanted(known[name])}")
+        recipes = fields_of(Recipe)
+        mine = {name: field for name, field in fields_of(cls).items() if name != "recipe"}
+        for name in values:
+            if name not in mine and name not in recipes:
+                raise UnknownNameError(f"name in {where}", str(name), [*mine, *recipes])
         for name in ("prompts", "out"):
-            if name not in read:
+            if name not in values:
                 raise ArkvError(
                     f"{where} lacks {name!r}: say which prompts to draw, and the folder to draw into"
                 )
-        recipe = Recipe(**{name: value for name, value in read.items() if name in recipes})
-        return cls(recipe=recipe, **{name: value for name, value in read.items() if name in mine})
+        recipe = read(Recipe, {name: v for name, v in values.items() if name in recipes}, where=where)
+        rest = {name: value for name, value in values.items() if name in mine}
+        return read(cls, {"recipe": recipe, **rest}, where=where)
+
+
+def _is_installed(library: str) -> bool:
+    """Whether a library can be imported, without doing so."""
+    if library in sys.modules:
+        return sys.modules[library] is not None
+    return importlib.util.find_spec(library) is not None
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of a job's file: editors complete and check names and values by it."""
+    import pydantic
+
+    flat, nested = (pydantic.TypeAdapter(cls).json_schema() for cls in (Description, Recipe))
+    properties = {**flat["properties"], **nested["properties"]}
+    del properties["recipe"]
+    for told in properties.values():
+        told.pop("x-arkv", None)
+    names = ["prompts", "out", *(name for name in properties if name not in ("prompts", "out"))]
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "arkv job",
+        "description": "What 'arkv run' draws.",
+        "type": "object",
+        "additionalProperties": False,
+        "required": flat["required"],
+        "properties": {name: properties[name] for name in names},
+    }
 
 
 def read_description(path: Path) -> Description:
@@ -106,15 +148,42 @@ def read_description(path: Path) -> Description:
     Raises:
         ArkvError: it cannot be read, or is no job.
     """
+    return Description.from_values(_values_of(path), str(path))
+
+
+def _values_of(path: Path) -> dict[str, Any]:
+    """The names and values of a YAML file.
+
+    Raises:
+        ArkvError: it cannot be read, or has none.
+    """
     import yaml
 
+    class Loader(yaml.SafeLoader):  # type: ignore[misc]
+        """Refuses a name that stands twice, of which YAML would take the last."""
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            """A mapping, each of its names once."""
+            names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            for name in names:
+                if names.count(name) > 1:
+                    raise yaml.YAMLError(f"the name {shown(name)} stands twice")
+            return super().construct_mapping(node, deep)
+
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            content = file.read(LARGEST_FILE + 1)
+        if len(content) > LARGEST_FILE:
+            raise ArkvError(f"{path} is larger than {LARGEST_FILE} bytes: a job is a few lines of YAML")
+        values = yaml.load(content.decode("utf-8-sig"), Loader)
     except OSError as error:
         raise ArkvError(f"cannot read {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except ArkvError:
+        raise
+    except (yaml.YAMLError, ValueError, TypeError, OverflowError, AttributeError, RecursionError) as error:
+        # Beside its own errors, what its constructors of dates, numbers and the like say of impossible ones.
         told = " ".join(str(error).split())
-        raise ArkvError(f"{path} is not YAML: {told}") from None
+        raise ArkvError(f"{path} is not YAML: {told[:500]}") from None
     if not isinstance(values, dict):
         raise ArkvError(f"{path} has no names with values in it: expected lines such as 'policy: linear'")
-    return Description.from_values({str(name): value for name, value in values.items()}, str(path))
+    return {shown(name, texts=True): value for name, value in values.items()}

@@ -25,6 +25,7 @@ from arkv.decoder import Decoder, Statistics, check_batch_size
 from arkv.decoding.sampling import Sampling
 from arkv.errors import ArkvError, PromptError, Terminated
 from arkv.jobs.job import Job
+from arkv.jobs.loading import Dtype
 from arkv.machine.description import describe_machine
 from arkv.machine.energy import energy_used
 from arkv.model import Model
@@ -195,7 +196,7 @@ def run(
         recipe = description.recipe
         if recipe.dtype is None:
             # Shapes are looked at on the meta device, which would choose another.
-            dtype = "float32" if recipe.device == "cpu" else "bfloat16"
+            dtype: Dtype = "float32" if recipe.device == "cpu" else "bfloat16"
             description = replace(description, recipe=replace(recipe, dtype=dtype))
         model = description.recipe.load_model("meta")
         if strict:

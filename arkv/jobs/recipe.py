@@ -4,68 +4,36 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+
+from annotated_types import Ge, Gt, Le
 
 import arkv
-from arkv.jobs.loading import described, load
+from arkv.jobs.loading import DeviceOptions, ModelOptions
+from arkv.options import Count, Filled, Plain, Ratio, option, options, split_commas
 
 if TYPE_CHECKING:
     from arkv.decoder import Decoder
     from arkv.model import Model
     from arkv.policy import CachePolicy
 
+Compile = Literal["none", "inductor", "cudagraphs"]
+KvDtype = Literal["int8", "fp8"]
+Guidance = Annotated[float, Ge(0), Plain]
 
-@dataclass(frozen=True)
-class Recipe:
-    """Everything that decides on a picture beside its prompt and its seed.
 
-    The names are those of the flags of `arkv generate`; None is the model's own wherever it has one.
+@options
+class PolicyOptions:
+    """Which part of the cache is kept."""
 
-    Attributes:
-        model: a name, a path, or a repository of the hub.
-        source: path or repository of a checkpoint, for a model that is given by name.
-        revision: of the repository.
-        size: width and height in pixels, for models of several shapes.
-        decoder: weights of the picture decoder.
-        vqgan: the file of that name, for Lumina-mGPT.
-        text_encoder: folder or repository.
-        tokenizer: file, folder or repository.
-        random_weights: whether weights are drawn instead of read.
-        policy: as `load_policy` takes it.
-        ratio: part of the visual tokens that is kept.
-        guidance: as for `Decoder.generate`, like the next four.
-        temperature: divisor of the logits.
-        top_k: likeliest tokens that are drawn from.
-        top_p: probability of the smallest set of tokens that is drawn from.
-        guided_tokens: visual tokens that are guided.
-        dtype: of the weights.
-        device: where the model is.
-        compile: as for `Decoder`.
-        kv_dtype: as for `Decoder`.
-    """
+    SECTION = "Policy"
 
-    model: str = "scenes"
-    source: str | None = None
-    revision: str | None = None
-    size: tuple[int, int] | None = None
-    decoder: str | None = None
-    vqgan: str | None = None
-    text_encoder: str | None = None
-    tokenizer: str | None = None
-    random_weights: bool = False
-    policy: str = "full"
-    ratio: str | float | None = None
-    guidance: float | None = None
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float | None = None
-    guided_tokens: int | None = None
-    dtype: str | None = None
-    device: str = "cpu"
-    compile: Literal["none", "inductor", "cudagraphs"] = "none"
-    kv_dtype: Literal["int8", "fp8"] | None = None
+    policy: Filled = option(default="full", metavar="NAME[:PARAMETER=VALUE,...]", help="see 'arkv policies'")
+    ratio: Ratio | None = option(
+        default=None,
+        metavar="RATIO",
+        help="part of the visual tokens that is kept, such as 1/6 or 0.25 (default: what the policy says)",
+    )
 
     def load_policy(self) -> CachePolicy:
         """The policy.
@@ -77,13 +45,72 @@ class Recipe:
 
         return load_policy(self.policy, **({} if self.ratio is None else {"ratio": self.ratio}))
 
-    def load_model(self, device: str | None = None) -> Model:
-        """The model, where the recipe says or on another device; on the meta device, without weights.
 
-        Raises:
-            ArkvError: as `arkv.load_model`.
-        """
-        return load(self, device)
+@options
+class GuidanceOption:
+    """How far pictures are guided."""
+
+    SECTION = "Sampling"
+
+    guidance: Guidance | None = option(
+        default=None,
+        metavar="SCALE",
+        help="scale of classifier-free guidance; 1 leaves unconditional rows out (default: the model's own)",
+    )
+
+
+@options
+class SamplingOptions(GuidanceOption):
+    """How tokens are drawn from logits."""
+
+    SECTION = "Sampling"
+
+    temperature: Annotated[float, Ge(0), Plain] = option(
+        default=1.0, metavar="NUMBER", help="divisor of the logits; 0 takes the likeliest token"
+    )
+    top_k: Count | None = option(
+        default=None,
+        metavar="K",
+        help="draw from this many likeliest tokens; 0 for all (default: the model's own)",
+    )
+    top_p: Annotated[float, Gt(0), Le(1), Plain] | None = option(
+        default=None,
+        metavar="P",
+        help="draw from the smallest set of tokens this probable (default: the model's own, mostly all)",
+    )
+    guided_tokens: Count | None = option(
+        default=None,
+        metavar="N",
+        help="guide the first N visual tokens only (default: the model's own, which is all for most)",
+    )
+
+
+@options
+class CompileOption:
+    """How the model is run."""
+
+    SECTION = "Compute"
+
+    compile: Compile = option(default="none", help="what compiles the model; cudagraphs on a GPU only")
+
+
+@options
+class KvDtypeOption:
+    """How keys and values are stored."""
+
+    SECTION = "Compute"
+
+    kv_dtype: KvDtype | None = option(
+        default=None, help="store keys and values in eight bits (default: as the weights)"
+    )
+
+
+@options
+class Recipe(PolicyOptions, SamplingOptions, ModelOptions, CompileOption, DeviceOptions, KvDtypeOption):
+    """Everything that decides on a picture beside its prompt and its seed.
+
+    The options are those of `arkv generate`; None is the model's own wherever it has one.
+    """
 
     def load_decoder(self) -> Decoder:
         """Model and policy, ready to draw.
@@ -117,7 +144,7 @@ class Recipe:
 
     def texts(self, model: Model) -> dict[str, str]:
         """What every picture's file says of how it was made, beside prompt and seed."""
-        loading = described(self)
+        loading = self.described()
         return {
             "model": self.model,
             **({} if loading is None else {"loading": json.dumps(loading)}),
@@ -132,7 +159,7 @@ class Recipe:
 
         return {
             "model": model.spec.name,
-            "loading": described(self),
+            "loading": self.described(),
             "policy": policy_text(self.policy, self.load_policy()),
             **self.settings(model),
             "arkv": arkv.__version__,
@@ -140,10 +167,13 @@ class Recipe:
         }
 
 
-def recipe_of(values: Mapping[str, Any]) -> Recipe:
-    """The recipe in some values by name, others of which are passed over."""
-    names = {field.name for field in dataclasses.fields(Recipe)}
-    return Recipe(**{name: value for name, value in values.items() if name in names})
+Part = TypeVar("Part")
+
+
+def part_of(cls: type[Part], given: Any) -> Part:
+    """The options of one class within those of a larger one, such as the recipe in a command's."""
+    names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    return cls(**{name: getattr(given, name) for name in names})
 
 
 def policy_text(given: str, policy: CachePolicy) -> str:
@@ -155,7 +185,5 @@ def policy_text(given: str, policy: CachePolicy) -> str:
 
 def _value_text(value: object) -> str:
     """A parameter's value such that its commas do not end it."""
-    from arkv.registry import split_commas
-
     text = str(value)
     return text if split_commas(text) == [text] else repr(value)

@@ -23,8 +23,9 @@ from arkv.decoding.compiling import Compile
 from arkv.errors import ArkvError, BudgetError
 from arkv.machine.description import describe_run
 from arkv.model import Model
+from arkv.options import split_commas
 from arkv.policy import CachePolicy
-from arkv.registry import load_policy, split_commas
+from arkv.registry import load_policy
 from arkv.study.shadow import Fidelity, compare
 
 CONFIDENCE = 0.95

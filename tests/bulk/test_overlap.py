@@ -156,7 +156,9 @@ class TestJob:
         monkeypatch.syspath_prepend(install(tmp_path / "site").split(":")[0])
         (tmp_path / "prompts.txt").write_text("".join(f"{letter} b\n" for letter in "acdefgh"))
         recipe = Recipe(model="letters", policy="window:ratio=1/2")
-        return Description(str(tmp_path / "prompts.txt"), str(tmp_path / "out"), recipe, batch_size=2)
+        return Description(
+            prompts=str(tmp_path / "prompts.txt"), out=str(tmp_path / "out"), recipe=recipe, batch_size=2
+        )
 
     @pytest.mark.parametrize("layout", ["flat", "webdataset"])
     def test_has_the_same_files_and_index(

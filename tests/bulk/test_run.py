@@ -158,7 +158,7 @@ def test_a_bad_prompt_is_listed_and_the_others_are_drawn(
     else:
         Path(described.prompts).write_text("".join(f"{prompt}\n" for prompt in bad))
     out, job = tmp_path / "out", write(described, tmp_path / "job.yaml", layout=layout)
-    assert main(["run", str(job), "--quiet"]) == 0
+    assert main(["run", str(job), "--quiet"]) == 3
     told = capsys.readouterr().out
     assert "34 of 38 pictures in " in told
     assert "; 4 could not be drawn\n" in told
@@ -344,10 +344,10 @@ BAD = {
     "unknown": ("prompts: x\nout: y\npolcy: full", "unknown name in .* 'polcy'; did you mean policy"),
     "a text for a number": (
         "prompts: x\nout: y\nsamples: four",
-        "samples is 'four' in .*: expected int or None",
+        "samples is 'four' in .*: expected a whole number",
     ),
     "a size": ("prompts: x\nout: y\nsize: 512", "size is 512"),
-    "an engine": ("prompts: x\nout: y\nengine: rey", "engine is 'rey' .* 'in-process', 'torchrun', 'ray'"),
+    "an engine": ("prompts: x\nout: y\nengine: rey", "engine is 'rey' .* 'in-process', 'torchrun' or 'ray'"),
     "no YAML": ("prompts: [", "is not YAML"),
     "a list": ("- prompts", "no names with values"),
 }

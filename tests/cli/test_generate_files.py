@@ -20,7 +20,8 @@ from PIL import Image
 
 import arkv
 from arkv import registry
-from arkv.cli import _parser, main
+from arkv.cli import main
+from arkv.cli.parser import parse
 from arkv.decoder import Decoder
 from arkv.errors import NumericalError
 from arkv.jobs.job import picture_seed
@@ -274,7 +275,7 @@ def test_a_process_that_is_killed_is_taken_up_again(model: Letters, tmp_path: Pa
     run = command(listed, out, "--batch-size", 2)
     process = subprocess.Popen(
         [sys.executable, "-c", CHILD, *run],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent / "helpers")},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "helpers")},
         stderr=subprocess.PIPE,
     )
     deadline = time.monotonic() + 120
@@ -432,9 +433,9 @@ def test_a_short_last_batch_has_the_shape_of_the_others_when_compiled(
 
 def test_layouts_of_the_command_are_those_there_are() -> None:
     for layout in LAYOUTS:
-        _parser().parse_args(["generate", "--prompts-file", "x", "--out", "x", "--layout", layout])
+        parse(["generate", "--prompts-file", "x", "--out", "x", "--layout", layout])
     with pytest.raises(SystemExit):
-        _parser().parse_args(["generate", "--prompts-file", "x", "--out", "x", "--layout", "round"])
+        parse(["generate", "--prompts-file", "x", "--out", "x", "--layout", "round"])
 
 
 def test_a_picture_that_could_not_be_drawn_is_told_and_no_success(
@@ -448,7 +449,7 @@ def test_a_picture_that_could_not_be_drawn_is_told_and_no_success(
         return generate(self, prompts, seeds=seeds, **named)
 
     monkeypatch.setattr(Decoder, "generate", broken)
-    assert main(command(listed, tmp_path / "out")) == 1
+    assert main(command(listed, tmp_path / "out")) == 3
     out, err = capsys.readouterr()
     assert out.endswith("picture 4: not finite\n")
     assert err == "arkv: error: 1 of 10 pictures could not be drawn\n"
@@ -457,8 +458,14 @@ def test_a_picture_that_could_not_be_drawn_is_told_and_no_success(
 
 def test_a_list_and_a_prompt_exclude_each_other(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        _parser().parse_args(["generate", "--prompts-file", "x", "--prompt", "y", "--out", "x"])
+        parse(["generate", "--prompts-file", "x", "--prompt", "y", "--out", "x"])
     assert "not allowed with" in capsys.readouterr().err
+
+
+def test_a_list_ends_in_a_sheet_if_one_is_asked_for(model: Letters, listed: Path, tmp_path: Path) -> None:
+    sheet = tmp_path / "sheet.png"
+    assert main(command(listed, tmp_path / "out", "--sheet", sheet)) == 0
+    assert Image.open(sheet).width > 3 * 192
 
 
 def test_guided_tokens_reach_the_decoder(model: Letters, tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from saying import arkv_says
 
 from arkv import registry
-from arkv.cli import main
 from arkv.models.llamagen import LlamaGenB256
 from arkv.models.scenes.adapter import Scenes
 from arkv.models.scenes.codebook import PATCH_VALUES, Codebook
@@ -18,18 +18,6 @@ from arkv.models.transformer import TransformerConfig
 
 Asked = list[tuple[str, dict[str, object]]]
 PROMPT = ("--prompt", "three red circles")
-
-
-def arkv_says(capsys: pytest.CaptureFixture[str], *arguments: str | Path, status: int = 0) -> str:
-    """Runs the command; gives its standard output, or the one line of its complaint."""
-    assert main([str(argument) for argument in arguments]) == status
-    out, err = capsys.readouterr()
-    if status == 0:
-        return out
-    assert not out
-    assert err.startswith("arkv: error: ")
-    assert err.count("\n") == 1, err
-    return err
 
 
 @pytest.fixture

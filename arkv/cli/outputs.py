@@ -1,0 +1,65 @@
+"""Finding out before a long computation that its result cannot be written."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from arkv.errors import ArkvError
+
+
+def check_outputs(**outputs: Path | None) -> None:
+    """Find out whether files can be written; folders may be missing.
+
+    Args:
+        outputs: paths by the names of their flags; None for one that is not asked for.
+
+    Raises:
+        ArkvError: one cannot be, or two are the same file.
+    """
+    there: dict[str, str] = {}
+    for name, path in outputs.items():
+        if path is None:
+            continue
+        same = os.path.normcase(os.path.realpath(path))
+        if same in there:
+            raise ArkvError(f"--{there[same]} and --{name} are both {path}: give each a file of its own")
+        there[same] = name
+        check_writable(path)
+
+
+def check_writable(path: Path) -> None:
+    """Find out whether a file can be written; folders may be missing.
+
+    Raises:
+        ArkvError: it cannot, or is a device or a pipe, which a file would replace.
+    """
+    try:
+        if path.is_dir():
+            raise ArkvError(f"cannot write {path}: it is a folder")
+        if path.exists() and not path.is_file():
+            raise ArkvError(f"cannot write {path}: it is no file but a device or a pipe; take another name")
+        folder = next(parent for parent in path.absolute().parents if parent.exists() or parent.is_symlink())
+    except OSError as error:
+        raise ArkvError(f"cannot write {path}: {error.strerror}") from None
+    try:
+        # Permissions lie, to root and on read-only file systems; an attempt does not.
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ArkvError(f"cannot write {path}: {folder}: {error.strerror}") from None
+
+
+def check_figure(path: Path | None, suffix: str) -> None:
+    """Find out whether a figure can be drawn; None is none.
+
+    Raises:
+        ArkvError: it cannot, or its name ends in something else.
+    """
+    if path is None:
+        return
+    if path.suffix != suffix:
+        raise ArkvError(f"cannot write {path}: expected a name that ends in {suffix}")
+    from arkv.pictures.figure import new_figure
+
+    new_figure(1, 1)
