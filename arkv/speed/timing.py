@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from arkv.decoding.sampling import Sampling, draw, guide, picture_uniforms
 from arkv.errors import ArkvError
