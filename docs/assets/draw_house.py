@@ -18,7 +18,7 @@ else:
 ROOT = Path(__file__).parents[2]
 
 WORDS = {
-    "cli": "one file a command",
+    "cli": "the commands",
     "bulk": "engines of a job",
     "study": "what a policy does to pictures",
     "speed": "how fast it is",
