@@ -64,7 +64,7 @@ $(VENV)/.stamp-test $(VENV)/.stamp-dev $(VENV)/.stamp-docs: $(VENV)/.stamp-%: $(
 	@touch $@
 
 # The package laid out as it will be installed, for tools that read files instead of importing them.
-build/layout/.stamp: pyproject.toml $(SOURCES) | $(VENV)/.stamp-base
+build/layout/.stamp: pyproject.toml setup.py $(SOURCES) | $(VENV)/.stamp-base
 	@rm -rf build/layout
-	@$(BIN)/python -c 'from setuptools import setup; setup()' --quiet build_py --build-lib build/layout
+	@$(BIN)/python setup.py --quiet build_py --build-lib build/layout
 	@touch $@

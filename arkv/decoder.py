@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import base64
+import html
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from operator import index
 from typing import Any, Literal
 
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from arkv.attention.quantization import KvDtype, storage_dtype
 from arkv.decoding.compiling import Compile, check_mode
@@ -21,6 +23,8 @@ from arkv.decoding.sampling import Sampling, guide
 from arkv.errors import ArkvError
 from arkv.estimate import check_memory, estimate, format_bytes, pictures_within, usable_memory
 from arkv.model import Condition, Model
+from arkv.pictures.files import png
+from arkv.pictures.sheet import Cell, contact_sheet, in_rows
 from arkv.policy import CachePolicy
 from arkv.store import Store
 
@@ -29,6 +33,9 @@ LONGEST_PROMPTS = 8
 
 LENGTHS = 16
 """If compiled, condition tokens with padding are a multiple of this: prompts share what is compiled."""
+
+SHOWN = 64
+"""Pictures of a result that a notebook shows."""
 
 OnLine = Callable[[range, int, list[Image.Image]], None]
 
@@ -83,6 +90,22 @@ class Result:
     tokens: Tensor
     stats: Statistics
 
+    def __repr__(self) -> str:
+        size = f" of {self.images[0].width} x {self.images[0].height} pixels" if self.images else ""
+        return f"<Result{size}: {self.stats}>"
+
+    def _repr_html_(self) -> str | None:
+        """A contact sheet for notebooks; None, so that they show the text, where there are no pictures."""
+        if not self.images:
+            return None
+        sheet = contact_sheet(in_rows([Cell(image) for image in self.images[:SHOWN]]))
+        data = base64.b64encode(png(sheet, {})).decode()
+        more = "" if len(self.images) <= SHOWN else f"The first {SHOWN} are shown. "
+        return (
+            f'<img src="data:image/png;base64,{data}" alt="{len(self.images)} pictures" '
+            f'style="max-width: 100%"><p>{more}{html.escape(str(self.stats))}</p>'
+        )
+
 
 @dataclass(frozen=True)
 class ForcedLogits:
@@ -131,6 +154,13 @@ class Decoder:
         check_mode(compile, model.device)
         storage_dtype(kv_dtype, model.dtype)
         self._loop: Loop | None = None
+
+    def __repr__(self) -> str:
+        model = (
+            f"{self.model.spec.name} in {str(self.model.dtype).removeprefix('torch.')} on {self.model.device}"
+        )
+        stored = "" if self.kv_dtype is None else f", kv_dtype={self.kv_dtype!r}"
+        return f"<Decoder: {model}, {_short(self.policy)}, compile={self.compile!r}{stored}>"
 
     @property
     def store(self) -> Store | None:
@@ -366,6 +396,15 @@ def check_batch_size(size: object) -> None:
     whole = isinstance(size, int) and not isinstance(size, bool) and size >= 1
     if not whole and size not in ("auto", None):
         raise ArkvError(f"batch_size is {size!r}: expected a whole number, at least 1, or 'auto'")
+
+
+def _short(policy: CachePolicy) -> str:
+    """A policy with the parameters that are not as they come."""
+    if not is_dataclass(policy):
+        return repr(policy)
+    given = [(each, getattr(policy, each.name)) for each in fields(policy) if each.repr]
+    words = [f"{each.name}={value!r}" for each, value in given if value != each.default]
+    return f"{type(policy).__name__}({', '.join(words)})"
 
 
 def _for_rows(tokens: Tensor, sampling: Sampling) -> Tensor:

@@ -1,9 +1,11 @@
 """H2O: heavy hitters and the newest tokens (arXiv 2306.14048, section 4).
 
+```text
 visual tokens of a head:   [ heavy hitters | recent tokens ]
 
 every token     s_j += a_t[j]: every token sums up the attention that it has received since its birth
 at an eviction  keep the `recent` newest and, of the others, the B - recent of greatest s
+```
 """
 
 from __future__ import annotations

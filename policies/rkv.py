@@ -1,5 +1,6 @@
 """R-KV: tokens that are looked at and not said twice (arXiv 2505.24133, section 3).
 
+```text
 visual tokens of a head:   [ chosen | observation window ]
 
 importance I   attention of the last w queries over the older tokens, mean over the queries,
@@ -7,6 +8,7 @@ importance I   attention of the last w queries over the older tokens, mean over 
 redundancy R   cosine similarity of every two keys i != j, but 0 for the newest j that is more similar
                to i than 0.5; mean over i, softmax over j
 at an eviction keep the w newest tokens and the B - w of greatest lambda I - (1 - lambda) R
+```
 """
 
 from __future__ import annotations

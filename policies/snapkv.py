@@ -1,9 +1,11 @@
 """SnapKV: the newest queries vote, and neighbours share the votes (arXiv 2404.14469, section 4).
 
+```text
 visual tokens of a head:   [ chosen | observation window ]
 
 at an eviction   score_j = pool( mean attention of the last w queries to j ), for each j before them
                  keep the w newest tokens and the B - w of greatest score
+```
 """
 
 from __future__ import annotations

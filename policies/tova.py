@@ -1,6 +1,8 @@
 """TOVA: the newest query alone decides (arXiv 2401.06104, section 3).
 
+```text
 at an eviction   keep the B tokens to which the newest query pays most attention
+```
 """
 
 from __future__ import annotations

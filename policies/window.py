@@ -1,6 +1,8 @@
 """A sliding window, and StreamingLLM's: the first tokens and the newest ones (arXiv 2309.17453, section 3).
 
+```text
 visual tokens of a head:   [ sinks | newest tokens ]
+```
 """
 
 from __future__ import annotations

@@ -1,6 +1,10 @@
+import base64
 import gc
+import io
 import math
+import re
 import weakref
+from dataclasses import replace
 from typing import Any
 
 import numpy
@@ -14,7 +18,8 @@ from PIL import Image
 from tiny import GRID, LONGEST, POLICIES, WORDS, Tiny, build, random_tokens, tight
 from torch import Tensor
 
-from arkv import ArkvError, Decoder, Grid, RankedPolicy, Store
+from arkv import ArkvError, Decoder, Grid, RankedPolicy, Store, load_policy
+from arkv.decoder import SHOWN
 from arkv.decoding.noise import gumbel, seed_keys
 from arkv.errors import MemoryLimitError, NumericalError
 from arkv.estimate import KEPT_FREE, estimate, format_bytes
@@ -497,3 +502,38 @@ def test_an_automatic_batch_is_the_largest_that_fits(room: int, monkeypatch: pyt
         monkeypatch.setattr("arkv.estimate.available_memory", lambda device: free)
         with pytest.raises(MemoryLimitError, match=f"the largest batch that fits is {room}"):
             Decoder(model, policy).generate(prompts[:1] + prompts, guidance=1.5)
+
+
+# In a notebook
+
+
+def test_a_decoder_is_one_short_line() -> None:
+    model = Tiny()
+    text = repr(Decoder(model, load_policy("linear", ratio="1/2", recent=6), kv_dtype="int8"))
+    assert text == (
+        f"<Decoder: {model.spec.name} in float32 on cpu, LineAR(ratio='1/2', recent=6), compile='none', "
+        "kv_dtype='int8'>"
+    )
+
+
+def test_a_result_is_one_short_line_and_in_a_notebook_a_sheet_of_all_pictures() -> None:
+    result = decoder().generate(PROMPTS)
+    assert "\n" not in repr(result)
+    assert str(result.stats) in repr(result)
+    html = result._repr_html_()
+    assert html is not None
+    data = re.findall(r'src="data:image/png;base64,([^"]*)"', html)
+    sheet = Image.open(io.BytesIO(base64.b64decode(data[0])))
+    assert sheet.width > 2 * result.images[0].width
+    assert f"{len(PROMPTS)} pictures" in html
+    assert "The first" not in html
+
+
+def test_a_notebook_shows_the_first_of_very_many_pictures_and_says_so() -> None:
+    result = decoder().generate(PROMPTS[:1])
+    many = replace(result, images=result.images * (SHOWN + 1))
+    assert f"The first {SHOWN} are shown" in (many._repr_html_() or "")
+
+
+def test_a_result_without_pictures_is_its_text_in_a_notebook() -> None:
+    assert decoder().generate(PROMPTS, pixels=False)._repr_html_() is None

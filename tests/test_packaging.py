@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -35,7 +36,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = place / "source"
     for folder in LAYOUT:
         shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     build = (
         sys.executable,
@@ -105,6 +106,18 @@ def test_wheel_has_every_module(wheel: Path, folder: str) -> None:
 def test_wheel_has_types_and_licence(wheel: Path) -> None:
     assert "arkv/py.typed" in names(wheel)
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names(wheel))
+
+
+def test_the_description_on_an_index_has_no_link_that_breaks_there(installed: Path) -> None:
+    """Nothing but absolute addresses, all that README.md says in words, and no mark of how it was cut."""
+    (metadata,) = installed.glob("arkv-*.dist-info")
+    description = PathDistribution(metadata).metadata.get_payload()
+    targets = re.findall(r"\]\(([^)]*)\)", description)
+    assert targets
+    assert all(target.startswith("https://") for target in targets)
+    assert "make demo" in description
+    assert "All policies beside each other" in description
+    assert "<!--" not in description
 
 
 def test_wheel_has_the_embedded_model(wheel: Path) -> None:

@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any
 
 import torch
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from arkv.bulk.description import Description
 from arkv.bulk.folder import INDEX, LOG, Folder, InUse, check_folder, parts, units_with

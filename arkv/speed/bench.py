@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from arkv.attention.quantization import KvDtype
 from arkv.decoding.compiling import Compile

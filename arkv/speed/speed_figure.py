@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from arkv.pictures.figure import FULL, line_style, new_figure, to_image
+from arkv.pictures.figure import FULL, add_legend, add_title, dress, line_style, new_figure, to_image
 from arkv.speed.measurement import Measurement
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-WIDTH = 100
-"""Characters of the title in a line."""
+    from matplotlib.figure import Figure
 
 
 def draw_speed(rows: Sequence[Measurement], title: str) -> Image.Image:
+    """`speed_figure` as an image."""
+    return to_image(speed_figure(rows, title))
+
+
+def speed_figure(rows: Sequence[Measurement], title: str) -> Figure:
     """Tokens a second against the batch, a step's time against what it moves, pictures against memory.
 
     A panel only for what was measured. In the second, a line of pictures is a small point and a configuration
@@ -35,18 +37,16 @@ def draw_speed(rows: Sequence[Measurement], title: str) -> Image.Image:
     by_memory = [row for row in rows if row.memory is not None and row.pictures_per_second is not None]
     panels = [(_draw_batches, by_batch), (_draw_roofline, rows), (_draw_memory, by_memory)]
     panels = [(draw, shown) for draw, shown in panels if shown]
-    figure = new_figure(2.2 + 4.1 * len(panels), 3.8, dpi=150)
-    figure.suptitle(textwrap.fill(title, WIDTH), fontsize=9)
+    figure = new_figure(0.4 + 3.4 * len(panels), 3.9, dpi=200)
+    add_title(figure, title)
     order = list(dict.fromkeys(row.policy for row in rows))
-    drawn: dict[str, Any] = {}
     all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axes, (draw, shown) in zip(all_axes, panels, strict=True):
         draw(axes, shown, order)
-        _dress(axes)
-        handles, labels = axes.get_legend_handles_labels()
-        drawn |= dict(zip(labels, handles, strict=True))
-    figure.legend(drawn.values(), drawn.keys(), loc="outside right upper", frameon=False, fontsize=8)
-    return to_image(figure)
+        axes.set_ylim(0, 1.06 * axes.dataLim.y1)
+        dress(axes)
+    add_legend(figure)
+    return figure
 
 
 def _draw_batches(axes: Axes, rows: Sequence[Measurement], order: Sequence[str]) -> None:
@@ -107,13 +107,3 @@ def _draw_memory(axes: Axes, rows: Sequence[Measurement], order: Sequence[str]) 
             if row.policy == policy and row.memory is not None and row.pictures_per_second is not None
         )
         axes.plot([x for x, _ in line], [y for _, y in line], label=policy, **line_style(index))
-
-
-def _dress(axes: Axes) -> None:
-    """From zero, with no more ink than needed."""
-    axes.set_ylim(0, 1.06 * axes.dataLim.y1)
-    axes.tick_params(labelsize=8, length=3, color="#bbbbbb")
-    axes.grid(axis="y", color="#e4e4e4", linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color("#bbbbbb")

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from arkv.decoding.noise import seed_keys
 from arkv.decoding.sampling import Sampling, draw, guide

@@ -135,6 +135,8 @@ def run_trial(
 def draw_sheet(trials: Sequence[Trial], prompts: Sequence[str] = PROMPTS) -> Image.Image:
     """The first pictures of every trial as a contact sheet: a row a policy, a column a prompt.
 
+    Speed is not on it: the same command gives the same sheet, however busy the machine is.
+
     Args:
         trials: at least one; all of the same prompts.
         prompts: those to show, the first of the trials' prompts.
@@ -148,7 +150,6 @@ def draw_sheet(trials: Sequence[Trial], prompts: Sequence[str] = PROMPTS) -> Ima
         notes = (
             f"KV: {format_bytes(trial.kv_bytes)} a picture,",
             f"{trial.share:.0%} of the full cache",
-            f"{trial.stats.tokens_per_second:,.0f} tokens/s",
             f"{trial.score()} prompts right",
         )
         rows.append(Row(cells, trial.contender.title, notes))

@@ -15,7 +15,7 @@ import numpy
 import torch
 from scipy.stats import binomtest  # type: ignore[import-untyped]
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from arkv.attention.quantization import KvDtype
 from arkv.decoder import Decoder, Statistics

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy
 from numpy.typing import NDArray
 from PIL import Image
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from arkv.pictures.figure import new_figure, to_image
 from arkv.study.inspection import Recording

@@ -59,7 +59,8 @@ def right(accuracy: Accuracy | None) -> str:
     """A share and its interval in percent."""
     if accuracy is None:
         return "refused"
-    return f"{accuracy.share:.1%} [{100 * accuracy.low:.0f}, {100 * accuracy.high:.0f}]"
+    # The space is one that does not break: in a narrow cell an interval stays in one piece.
+    return f"{accuracy.share:.1%} [{100 * accuracy.low:.0f},\N{NO-BREAK SPACE}{100 * accuracy.high:.0f}]"
 
 
 def refused(row: Evaluation) -> str:

@@ -32,7 +32,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from arkv.errors import ArkvError, NumericalError
 from arkv.models.scenes.adapter import Scenes, word_ids

@@ -31,7 +31,7 @@ from arkv.policies.window import SlidingWindow
 from arkv.policy import RankedPolicy, least_of_layer
 from arkv.store import CONDITION, Store
 from arkv.study.evaluation import Accuracy, Contender, Evaluation, Settings, evaluate
-from arkv.study.evaluation_figure import draw_comparison
+from arkv.study.evaluation_figure import comparison_figure, draw_comparison
 from arkv.study.shadow import compare
 
 PROMPTS = [(1, 2, 3), (4,), (5, 6)]
@@ -470,3 +470,33 @@ def test_a_plot_has_a_panel_for_what_was_measured_only() -> None:
     one = draw_comparison([replace(row, accuracy=None) for row in both], "one")
     none = draw_comparison([replace(row, accuracy=None, attention_lost=None) for row in both], "none")
     assert two.width > one.width >= none.width
+
+
+def panels(rows: list[Evaluation]) -> dict[str, set[str]]:
+    """Labels of the lines by the title of their panel."""
+    return {
+        axes.get_title(): set(axes.get_legend_handles_labels()[1])
+        for axes in comparison_figure(rows, "a title").axes
+        if axes.get_visible()
+    }
+
+
+def test_without_a_judge_the_plot_has_the_divergence() -> None:
+    rows = [
+        Evaluation("full", 1.0, attention_lost=0.0, kl=0.0),
+        Evaluation("linear:ratio=1/6", 1 / 6, attention_lost=0.1, kl=0.02),
+    ]
+    drawn = panels(rows)
+    assert len(drawn) == 2
+    (divergence,) = [labels for title, labels in drawn.items() if "KL" in title]
+    assert divergence == {"linear"}
+
+
+@pytest.mark.parametrize("judged", [True, False])
+def test_more_policies_than_colours_get_a_panel_each_the_best_first(judged: bool) -> None:
+    names = ["h2o", "linear", "random", "rkv", "snapkv", "tova", "window"]
+    rows = [Evaluation("full", 1.0, accuracy=Accuracy.of([True] * 8) if judged else None, attention_lost=0.0)]
+    for worth, name in enumerate(names):
+        right = Accuracy.of([True] * worth + [False] * (8 - worth)) if judged else None
+        rows.append(Evaluation(f"{name}:ratio=1/6", 1 / 6, accuracy=right, attention_lost=0.9 - worth / 10))
+    assert list(panels(rows)) == names[::-1]
