@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import base64
-import html
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields, is_dataclass
-from operator import index
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import fields, is_dataclass
 from typing import Any, Literal
 
 import torch
@@ -16,16 +14,23 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from arkv.attention.quantization import KvDtype, storage_dtype
+from arkv.decoding.arguments import check_batch_size as check_batch_size
+from arkv.decoding.arguments import forced_tokens, plain, prompt_list, seed_list
 from arkv.decoding.compiling import Compile, check_mode
+from arkv.decoding.isolation import Turns, isolated
 from arkv.decoding.loop import Loop
 from arkv.decoding.noise import seed_keys
+from arkv.decoding.preview import LinesSoFar
+from arkv.decoding.preview import images as images
 from arkv.decoding.sampling import Sampling, guide
 from arkv.errors import ArkvError
-from arkv.estimate import check_memory, estimate, format_bytes, pictures_within, usable_memory
+from arkv.estimate import check_memory, estimate, pictures_within, usable_memory
 from arkv.model import Condition, Model
-from arkv.pictures.files import png
-from arkv.pictures.sheet import Cell, contact_sheet, in_rows
 from arkv.policy import CachePolicy
+from arkv.registry import load_policy
+from arkv.result import ForcedLogits as ForcedLogits
+from arkv.result import Result as Result
+from arkv.result import Statistics as Statistics
 from arkv.store import Store
 
 LONGEST_PROMPTS = 8
@@ -34,90 +39,7 @@ LONGEST_PROMPTS = 8
 LENGTHS = 16
 """If compiled, condition tokens with padding are a multiple of this: prompts share what is compiled."""
 
-SHOWN = 64
-"""Pictures of a result that a notebook shows."""
-
-OnLine = Callable[[range, int, list[Image.Image]], None]
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """What a call of `Decoder.generate` took.
-
-    Attributes:
-        pictures: pictures made.
-        tokens: visual tokens sampled, all pictures together.
-        steps: sequential decoding steps, all batches together.
-        seconds: wall time of conditioning, prefill and decoding, and of compiling what had to be compiled;
-            drawing the pixels at the end is not in it.
-        kv_bytes: keys and values allocated for the largest batch.
-        full_kv_bytes: what the full cache would have taken for it.
-    """
-
-    pictures: int
-    tokens: int
-    steps: int
-    seconds: float
-    kv_bytes: int
-    full_kv_bytes: int
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Visual tokens a second, guidance rows not counted twice."""
-        return self.tokens / self.seconds
-
-    def __str__(self) -> str:
-        share = self.kv_bytes / self.full_kv_bytes
-        pictures = "1 picture" if self.pictures == 1 else f"{self.pictures} pictures"
-        return (
-            f"{pictures}, {self.steps} steps in {self.seconds:.2f} s, "
-            f"{self.tokens_per_second:,.0f} tokens/s, KV {format_bytes(self.kv_bytes)} "
-            f"({share:.0%} of the full cache's {format_bytes(self.full_kv_bytes)})"
-        )
-
-
-@dataclass(frozen=True)
-class Result:
-    """Pictures and how they came about.
-
-    Attributes:
-        images: one a prompt, in order; none if only tokens were asked for.
-        tokens: int64 `[pictures, N]` on the CPU.
-        stats: time and memory.
-    """
-
-    images: list[Image.Image]
-    tokens: Tensor
-    stats: Statistics
-
-    def __repr__(self) -> str:
-        size = f" of {self.images[0].width} x {self.images[0].height} pixels" if self.images else ""
-        return f"<Result{size}: {self.stats}>"
-
-    def _repr_html_(self) -> str | None:
-        """A contact sheet for notebooks; None, so that they show the text, where there are no pictures."""
-        if not self.images:
-            return None
-        sheet = contact_sheet(in_rows([Cell(image) for image in self.images[:SHOWN]]))
-        data = base64.b64encode(png(sheet, {})).decode()
-        more = "" if len(self.images) <= SHOWN else f"The first {SHOWN} are shown. "
-        return (
-            f'<img src="data:image/png;base64,{data}" alt="{len(self.images)} pictures" '
-            f'style="max-width: 100%"><p>{more}{html.escape(str(self.stats))}</p>'
-        )
-
-
-@dataclass(frozen=True)
-class ForcedLogits:
-    """Logits of every step under given tokens, float32 on the CPU.
-
-    Attributes:
-        raw: `[rows, N, vocabulary]`: every conditional row, then, with guidance, every unconditional one.
-        guided: `[pictures, N, vocabulary]`; the conditional rows themselves without guidance.
-    """
-
-    raw: Tensor
-    guided: Tensor
+OnLine = Callable[[range, int, Sequence[Image.Image]], object]
 
 
 class Decoder:
@@ -125,14 +47,17 @@ class Decoder:
 
     Args:
         model: from `arkv.load_model`, or any `arkv.model.Model`.
-        policy: from `arkv.load_policy`, or any `arkv.policy.CachePolicy`.
+        policy: from `arkv.load_policy`, or any `arkv.policy.CachePolicy`; or a text such as
+            "linear:ratio=1/6".
         compile: "none" runs eagerly and starts at once; "inductor" compiles one block for all layers,
             which takes a while at the first picture of every batch size and is faster from then on;
             "cudagraphs" does so, too, and replays whole lines as CUDA graphs: the fastest on a GPU.
         kv_dtype: "int8" or "fp8" to store keys and values in eight bits, with a scale for every slot; None
             for the model's own dtype.
 
-    The model is put into evaluation mode.
+    A decoder is what its constructor said: `model`, `policy`, `plan`, `compile` and `kv_dtype` can be read
+    and not set. The model is put into evaluation mode. Threads that use one decoder wait for each other; a
+    copy, by `copy` or `pickle`, and a decoder in a forked process have a cache of their own.
 
     Raises:
         BudgetError: the policy's parameters do not fit the model's grid.
@@ -142,18 +67,37 @@ class Decoder:
     def __init__(
         self,
         model: Model,
-        policy: CachePolicy,
+        policy: CachePolicy | str,
         compile: Compile = "none",
         kv_dtype: KvDtype | None = None,
     ) -> None:
+        if not isinstance(model, Model):
+            hint = f"load it with arkv.load_model({model!r})" if isinstance(model, str) else "or load one"
+            raise ArkvError(f"model is a {type(model).__name__}: give an arkv.Model itself, {hint}")
+        policy = load_policy(policy) if isinstance(policy, str) else policy
+        if not isinstance(policy, CachePolicy):
+            raise ArkvError(f"policy is {policy!r}: give a text such as 'linear:ratio=1/6', or load_policy's")
         if model.device.type == "meta":
             raise ArkvError("the model is on the meta device: it has shapes but no weights to decode with")
-        self.model, self.policy, self.compile = model.eval(), policy, compile
-        self.kv_dtype = kv_dtype
+        self.model: Model = model.eval()
+        self.policy: CachePolicy = policy
+        self.compile: Compile = compile
+        self.kv_dtype: KvDtype | None = kv_dtype
         self.plan = policy.plan(model.spec.grid, model.spec)
         check_mode(compile, model.device)
         storage_dtype(kv_dtype, model.dtype)
         self._loop: Loop | None = None
+        self._turns = Turns("this decoder")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # What is compiled, captured and allocated was made for what the constructor said.
+        if not name.startswith("_") and name in vars(self):
+            raise ArkvError(f"the {name} of a decoder cannot be changed: make another arkv.Decoder with it")
+        super().__setattr__(name, value)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A copy has a cache of its own: processes share the memory of tensors that they are sent.
+        return type(self), (self.model, self.policy, self.compile, self.kv_dtype)
 
     def __repr__(self) -> str:
         model = (
@@ -170,12 +114,12 @@ class Decoder:
         """
         return None if self._loop is None else self._loop.store
 
-    @torch.inference_mode()
     def generate(
         self,
-        prompts: Sequence[Any],
+        prompts: Iterable[Any],
         *,
-        seeds: Sequence[int] | None = None,
+        seeds: Iterable[int] | None = None,
+        seed: int | None = None,
         guidance: float | None = None,
         temperature: float = 1.0,
         top_k: int | None = None,
@@ -194,6 +138,7 @@ class Decoder:
         Args:
             prompts: what the model is conditioned on: texts, for most.
             seeds: one whole number a prompt; None for 0, 1, 2, ...
+            seed: of the first prompt, instead of `seeds`; the others get those after it.
             guidance: scale of classifier-free guidance; 1 switches it off, None takes the model's own.
             temperature: divisor of the logits; 0 takes the likeliest token.
             top_k: draw from this many likeliest tokens only; 0 from all, None takes the model's own number.
@@ -201,67 +146,86 @@ class Decoder:
             guided_tokens: guide this many visual tokens from the first on, and draw the others from the
                 conditional logits; None takes the model's own number, which is all for most.
             batch_size: pictures decoded at a time; None for all at once, "auto" for as many as the free
-                memory has room for by `arkv.estimate`.
+                memory has room for by `arkv.estimate`. Compiled, a smaller batch is filled up to it: another
+                size would be compiled anew.
             progress: show a bar.
             pixels: whether to turn the tokens into pictures, which `images` can do later and elsewhere.
             on_line: called after each line with the range of prompts in this batch, the index of the line
-                and, for each of these prompts, the lines finished so far as an image.
+                and, for each of these prompts, the lines finished so far as an image, drawn when it is first
+                looked at. If it returns False, no further line is drawn.
+
+        Returns:
+            A picture a prompt; if `on_line` ended it, those of the batches that were done.
 
         Raises:
             ArkvError: a value is out of range; its subclasses `PromptError`, `MemoryLimitError` and
                 `NumericalError` say more. Numbers are checked at the end of each line.
         """
-        prompts, seeds = self._check_prompts(prompts), self._check_seeds(seeds, len(prompts))
-        guidance = self.model.spec.guidance if guidance is None else guidance
-        top_k = self.model.spec.top_k if top_k is None else top_k
-        guided_tokens = self.model.spec.guided_tokens if guided_tokens is None else guided_tokens
-        sampling = Sampling(guidance, temperature, top_k if top_k != 0 else None, top_p, guided_tokens)
-        sampling.check(self.model.spec.vocabulary)
-        check_batch_size(batch_size)
-        self.model.check_prompts(prompts)
-        total = self.model.spec.grid.tokens
-        tokens, seconds, bytes_held, bytes_full = [], 0.0, 0, 0
-        size = len(prompts) if batch_size is None else batch_size
-        start = 0
-        with tqdm(total=len(prompts) * total, unit="token", unit_scale=True, disable=not progress) as bar:
-            while start < len(prompts):
+        prompts = prompt_list(prompts)
+        seeds = seed_list(seeds, seed, len(prompts))
+        sampling = self._sampling(guidance, temperature, top_k, top_p, guided_tokens)
+        batch_size = check_batch_size(batch_size)
+        total, line_length = self.model.spec.grid.tokens, self.model.spec.grid.line
+        done: list[Tensor] = []
+        seconds, bytes_held, bytes_full, goes_on = 0.0, 0, 0, True
+        with ExitStack() as stack:
+            stack.enter_context(self._turn())
+            stack.enter_context(isolated(self.model.device))
+            self.model.check_prompts(prompts)
+            size = len(prompts) if batch_size is None else batch_size
+            if size == "auto":
+                size = self._batch_that_fits(prompts, sampling.guided)
+            bar = tqdm(total=len(prompts) * total, unit="token", unit_scale=True, disable=not progress)
+            stack.enter_context(bar)
+            for start in range(0, len(prompts), size):
                 begun = time.perf_counter()
-                if size == "auto":
-                    size = self.batch_that_fits(prompts, sampling.guided)
                 batch = range(start, min(start + size, len(prompts)))
                 rows = list(batch)
-                if start and self.compile != "none":
-                    # A short last batch is filled up: a shape of its own would be compiled anew.
+                if self.compile != "none":
                     rows += [rows[-1]] * (size - len(rows))
                 condition = self._condition([prompts[i] for i in rows], sampling.guided)
                 loop = self._loop_for(condition, len(rows), sampling.guided)
-                keys = seed_keys([seeds[i] for i in rows])
-                for line in loop.sample_(condition, keys, sampling):
-                    bar.update(self.model.spec.grid.line * len(batch))
-                    if on_line is not None:
-                        on_line(batch, line, self._lines_so_far(loop.tokens[: len(batch)], line))
-                tokens.append(loop.tokens[: len(batch)].to("cpu", copy=True))
-                seconds += time.perf_counter() - begun
                 if loop.store.kv_bytes > bytes_held:
-                    estimated = estimate(
-                        self.model, self.policy, len(rows), sampling.guided, loop.store.condition
-                    )
+                    length = loop.store.condition
+                    estimated = estimate(self.model, self.policy, len(rows), sampling.guided, length)
                     bytes_held, bytes_full = loop.store.kv_bytes, estimated.full_kv
-                del loop  # a store of another shape must not be allocated beside this one
-                start = batch.stop
-        all_tokens = torch.cat(tokens)
+                keys, drawn = seed_keys([seeds[i] for i in rows]), loop.tokens[: len(batch)]
+                for line in loop.sample_(condition, keys, sampling):
+                    bar.update(line_length * len(batch))
+                    if on_line is not None:
+                        with torch.inference_mode(False):  # what the caller does is the caller's
+                            goes_on = on_line(batch, line, LinesSoFar(self.model, drawn, line)) is not False
+                    if not goes_on:
+                        break
+                seconds += time.perf_counter() - begun
+                if not goes_on:
+                    break
+                with torch.inference_mode(False):
+                    done.append(drawn.clone().cpu())
+                del loop, drawn  # a store of another shape must not be allocated beside this one
+        tokens = torch.cat(done) if done else torch.zeros(0, total, dtype=torch.long)
         stats = Statistics(
-            pictures=len(prompts),
-            tokens=all_tokens.numel(),
-            steps=len(tokens) * total,
+            pictures=len(tokens),
+            tokens=tokens.numel(),
+            steps=len(done) * total,
             seconds=seconds,
             kv_bytes=bytes_held,
             full_kv_bytes=bytes_full,
         )
-        return Result(images(self.model, all_tokens) if pixels else [], all_tokens, stats)
+        return Result(images(self.model, tokens) if pixels else [], tokens, stats)
 
-    @torch.inference_mode()
-    def teacher_force(self, prompts: Sequence[Any], tokens: Tensor, guidance: float = 1.0) -> ForcedLogits:
+    def warm_up(self, sizes: Iterable[int], **settings: Any) -> None:
+        """Compile before the first picture is asked for: draw one batch of each size, of no consequence.
+
+        Args:
+            sizes: pictures of a batch, as `batch_size` of `generate` will have them.
+            settings: as for `generate`; guidance and filters decide what is compiled, too.
+        """
+        for size in sizes:
+            size = check_batch_size(size)
+            self.generate(self.model.example_prompts(size, 0), **settings, batch_size=size, pixels=False)
+
+    def teacher_force(self, prompts: Iterable[Any], tokens: Tensor, guidance: float = 1.0) -> ForcedLogits:
         """Logits of every step when the given tokens are decoded instead of sampled ones.
 
         The tool for parity with a reference and for measuring what a policy changes.
@@ -274,40 +238,30 @@ class Decoder:
         Raises:
             ArkvError: the tokens have another shape or are outside the vocabulary.
         """
-        prompts = self._check_prompts(prompts)
-        sampling = Sampling(guidance)
-        sampling.check(self.model.spec.vocabulary)
-        spec = self.model.spec
-        tokens = torch.as_tensor(tokens)
-        wanted = (len(prompts), spec.grid.tokens)
-        if tuple(tokens.shape) != wanted:
-            raise ArkvError(
-                f"tokens have shape {list(tokens.shape)}: expected {list(wanted)}, a picture a prompt"
-            )
-        if (
-            tokens.is_floating_point()
-            or tokens.dtype == torch.bool
-            or int(tokens.min()) < 0
-            or int(tokens.max()) >= spec.vocabulary
-        ):
-            raise ArkvError(f"tokens must be whole numbers from 0 to {spec.vocabulary - 1}")
-        condition = self._condition(prompts, sampling.guided)
-        loop = self._loop_for(condition, len(prompts), sampling.guided)
-        tokens = tokens.to(self.model.device, torch.long)
-        scale = torch.tensor(guidance, dtype=torch.float32, device=self.model.device)
-        logits = loop.prefill_(condition)
-        raw = torch.empty(len(logits), spec.grid.tokens, spec.vocabulary)
-        guided = torch.empty(len(prompts), *raw.shape[1:]) if sampling.guided else raw
-        for position in range(spec.grid.tokens):
-            raw[:, position] = logits
-            if sampling.guided:
-                guided[:, position] = guide(logits, scale)
-            if position + 1 < spec.grid.tokens:
-                logits = loop.advance_(_for_rows(tokens[:, position], sampling), position)
-        loop.check()
+        prompts = prompt_list(prompts)
+        sampling, spec = Sampling(plain(guidance)), self.model.spec
+        sampling.check(spec.vocabulary)
+        shape = (spec.grid.tokens, spec.vocabulary)
+        guided = torch.empty(len(prompts), *shape, dtype=torch.float32, device="cpu")
+        raw = torch.empty(2 * len(prompts), *shape, dtype=torch.float32, device="cpu")
+        raw = raw if sampling.guided else guided
+        with self._turn(), isolated(self.model.device):
+            tokens = forced_tokens(tokens, len(prompts), spec.grid.tokens, spec.vocabulary)
+            condition = self._condition(prompts, sampling.guided)
+            loop = self._loop_for(condition, len(prompts), sampling.guided)
+            tokens = tokens.to(self.model.device, torch.long)
+            fed = tokens.repeat(2, 1) if sampling.guided else tokens
+            scale = torch.tensor(sampling.guidance, dtype=torch.float32, device=self.model.device)
+            logits = loop.prefill_(condition)
+            for position in range(spec.grid.tokens):
+                raw[:, position] = logits
+                if sampling.guided:
+                    guided[:, position] = guide(logits, scale)
+                if position + 1 < spec.grid.tokens:
+                    logits = loop.advance_(fed[:, position], position)
+            loop.check()
         return ForcedLogits(raw, guided)
 
-    @torch.inference_mode()
     def batch_that_fits(self, prompts: Sequence[Any], guided: bool) -> int:
         """How many pictures of any of these prompts can be decoded at a time.
 
@@ -318,6 +272,10 @@ class Decoder:
         Returns:
             At least 1, at most all of them; which is what it is where nobody can say how much memory is free.
         """
+        with self._turn(), isolated(self.model.device):
+            return self._batch_that_fits(list(prompts), guided)
+
+    def _batch_that_fits(self, prompts: list[Any], guided: bool) -> int:
         # Every batch is padded to its own longest prompt. Encoding all of them now may take long, so a few of
         # the longest texts speak for the rest; what one of those is off by, `KEPT_FREE` has room for.
         texts = sorted(prompts, key=lambda prompt: len(str(prompt)))[-LONGEST_PROMPTS:]
@@ -327,6 +285,12 @@ class Decoder:
             return len(prompts)
         fits = pictures_within(usable, self.model, self.policy, guided, longest, self.kv_dtype)
         return max(1, min(fits, len(prompts)))
+
+    def _turn(self) -> AbstractContextManager[None]:
+        """Wait for other threads; in a forked process, begin with a cache of its own."""
+        if self._turns.forked:
+            self._loop, self._turns = None, Turns("this decoder")
+        return self._turns.turn()
 
     def _condition(self, prompts: Sequence[Any], guided: bool) -> Condition:
         """The condition tokens; where every length is compiled anew, of one of a few lengths."""
@@ -339,6 +303,8 @@ class Decoder:
 
     def _loop_for(self, condition: Condition, pictures: int, guided: bool) -> Loop:
         """The loop of this batch shape; the last one is kept, with its store and its graphs."""
+        if self.model.training:
+            self.model.eval()
         rows, length = condition.mask.shape
         shape = (rows, length, guided, self.model.dtype, self.model.device)  # a model may have been moved
         if self._loop is None or self._loop.shape != shape:
@@ -349,53 +315,26 @@ class Decoder:
             )
         return self._loop
 
-    def _lines_so_far(self, tokens: Tensor, line: int) -> list[Image.Image]:
-        """The upper part of each picture, down to a line that is finished."""
-        rows = self.model.spec.grid.rows
-        return [i.crop((0, 0, i.width, i.height * (line + 1) // rows)) for i in images(self.model, tokens)]
-
-    @staticmethod
-    def _check_prompts(prompts: Sequence[Any]) -> list[Any]:
-        if isinstance(prompts, str):
-            raise ArkvError("prompts is one text: expected a list of them, such as ['a red circle']")
-        if not isinstance(prompts, Iterable):
-            raise ArkvError(f"prompts is {prompts!r}: expected a list of them")
-        prompts = list(prompts)
-        if not prompts:
-            raise ArkvError("the list of prompts is empty: give at least one")
-        return prompts
-
-    @staticmethod
-    def _check_seeds(seeds: Sequence[int] | None, count: int) -> list[int]:
-        if seeds is None:
-            return list(range(count))
-        if not isinstance(seeds, Iterable):
-            raise ArkvError(f"seeds is {seeds!r}: expected a list, one seed a prompt")
-        seeds = list(seeds)
-        if len(seeds) != count:
-            raise ArkvError(f"{len(seeds)} seeds for {count} prompts: give one seed a prompt")
-        for seed in seeds:
-            if isinstance(seed, bool) or not hasattr(seed, "__index__") or not 0 <= seed < 2**64:
-                raise ArkvError(f"seed {seed!r}: expected a whole number from 0 to 2^64 - 1")
-        return [index(seed) for seed in seeds]
-
-
-@torch.inference_mode()
-def images(model: Model, tokens: Tensor) -> list[Image.Image]:
-    """The pictures that tokens stand for.
-
-    Args:
-        model: whose tokens they are.
-        tokens: int64 `[pictures, N]`.
-    """
-    return [Image.fromarray(picture) for picture in model.pixels(tokens).numpy()]
-
-
-def check_batch_size(size: object) -> None:
-    """Raise `ArkvError` unless it is a whole number of pictures, "auto" or None."""
-    whole = isinstance(size, int) and not isinstance(size, bool) and size >= 1
-    if not whole and size not in ("auto", None):
-        raise ArkvError(f"batch_size is {size!r}: expected a whole number, at least 1, or 'auto'")
+    def _sampling(
+        self,
+        guidance: float | None,
+        temperature: float,
+        top_k: int | None,
+        top_p: float | None,
+        guided_tokens: int | None,
+    ) -> Sampling:
+        """What was asked for, and the model's own for the rest."""
+        spec = self.model.spec
+        top_k = plain(spec.top_k if top_k is None else top_k)
+        sampling = Sampling(
+            plain(spec.guidance if guidance is None else guidance),
+            plain(temperature),
+            None if top_k == 0 and not isinstance(top_k, bool) else top_k,
+            plain(top_p),
+            plain(spec.guided_tokens if guided_tokens is None else guided_tokens),
+        )
+        sampling.check(spec.vocabulary)
+        return sampling
 
 
 def _short(policy: CachePolicy) -> str:
@@ -405,8 +344,3 @@ def _short(policy: CachePolicy) -> str:
     given = [(each, getattr(policy, each.name)) for each in fields(policy) if each.repr]
     words = [f"{each.name}={value!r}" for each, value in given if value != each.default]
     return f"{type(policy).__name__}({', '.join(words)})"
-
-
-def _for_rows(tokens: Tensor, sampling: Sampling) -> Tensor:
-    """A picture's token for each of its rows."""
-    return tokens.repeat(2) if sampling.guided else tokens

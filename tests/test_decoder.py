@@ -19,10 +19,10 @@ from tiny import GRID, LONGEST, POLICIES, WORDS, Tiny, build, random_tokens, tig
 from torch import Tensor
 
 from arkv import ArkvError, Decoder, Grid, RankedPolicy, Store, load_policy
-from arkv.decoder import SHOWN
 from arkv.decoding.noise import gumbel, seed_keys
 from arkv.errors import MemoryLimitError, NumericalError
 from arkv.estimate import KEPT_FREE, estimate, format_bytes
+from arkv.result import SHOWN
 
 N = GRID.tokens
 PROMPTS = [(1, 2, 3), (4,), (5, 6), (0, 7, 2, 1), (3, 3)]

@@ -84,7 +84,7 @@ class Loop:
             self._fed = torch.zeros(rows, dtype=torch.long, device=device)
             self._logits = torch.zeros(rows, spec.vocabulary, dtype=torch.float32, device=device)
         # Lines that are launched before the numbers of a line are looked at, so that a GPU need not wait.
-        self._ahead = 1 if device.type == "cuda" else 0
+        self._ahead = 1 if device.type == "cuda" and compile != "none" else 0
         # For the search for what went wrong: layers and head of the prefill, what `advance_` was
         # given since the last `check`.
         self._prefill_finite = torch.ones(spec.layers + 1, dtype=torch.bool, device=device)

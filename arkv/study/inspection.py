@@ -88,7 +88,7 @@ def record(
     residents: list[Tensor] = []
     attended: list[Tensor] = []
 
-    def note(batch: range, line: int, done: list[Image.Image]) -> None:
+    def note(batch: range, line: int, done: Sequence[Image.Image]) -> None:
         store = decoder.store
         assert store is not None
         images.append(done[0])
