@@ -232,8 +232,8 @@ def tile_of(group: int, head_dim: int, itemsize: int, tuning: Tuning) -> dict[st
         tuning: sizes to go by.
 
     Returns:
-        `SLOTS` of a tile; for one query, the neighbouring `COLUMNS` that threads take at a time and the slots,
-        `LANES`, that they take at a time.
+        `SLOTS` of a tile; for one query besides, what its threads take at a time: so many neighbouring
+        `COLUMNS` of so many slots, `LANES`.
     """
     width = triton.next_power_of_2(head_dim)
     # As many numbers as one load brings: rows of a length that no power of two divides have shorter ones.
@@ -364,7 +364,7 @@ def _attend_alone(
     part = tl.zeros([CHUNKS, LANES, COLUMNS], tl.float32)
     for at in range(begin, end, SLOTS):
         position = at + offset
-        slot, held, seen = _look(visible, slot_of, filled_of, position, end)
+        slot, _, seen = _look(visible, slot_of, filled_of, position, end)
         place = slot[None, :, :, None] * HEAD_DIM + column
         wanted = seen[None, :, :, None] & inside
         key = tl.load(keys + place, wanted, 0.0)
@@ -436,7 +436,7 @@ def _attend_together(
     part = tl.zeros([WIDTH, QUERIES], tl.float32)
     for at in range(begin, end, SLOTS):
         position = at + offset
-        slot, held, seen = _look(visible, slot_of, filled_of, position, end)
+        slot, _, seen = _look(visible, slot_of, filled_of, position, end)
         place = slot[:, None] * HEAD_DIM + column[None, :]
         wanted = seen[:, None] & inside[None, :]
         key = tl.load(keys + place, wanted, 0.0)
@@ -619,9 +619,7 @@ def _attend_slots(
     )
     if PARTS > 1:
         index = (row * heads + head) * PARTS + program
-        _leave_part(
-            part, greatest, total, parts_left, greatest_left, total_left, index, GROUP, HEAD_DIM
-        )
+        _leave_part(part, greatest, total, parts_left, greatest_left, total_left, index, GROUP, HEAD_DIM)
     else:
         _write_output(output + of_head, part, total, GROUP, HEAD_DIM)
         if logits_left is not None:
@@ -737,9 +735,7 @@ def _attend_blocks(
             LANES,
         )
         place = row * blocks + until - 1
-        _leave_part(
-            part, greatest, total, parts_left, greatest_left, total_left, place, GROUP, HEAD_DIM
-        )
+        _leave_part(part, greatest, total, parts_left, greatest_left, total_left, place, GROUP, HEAD_DIM)
         block = until
 
 

@@ -42,8 +42,8 @@ class Tuning(NamedTuple):
     """Sizes of the first kernel.
 
     Attributes:
-        tile: slots of which a warp has keys and values under way at a time, a power of two; as many as make
-            4 KB of keys, which with as many of values take half of a thread's registers.
+        tile: slots of which a warp has keys and values under way at a time, a power of two. Those that make
+            4 KB of keys take, with as many of values, half of a thread's registers.
         threads: that share the key of a slot, a power of two: few exchange less, many need fewer registers.
         warps: of a program, each with slots of its own.
         stages: tiles that are fetched ahead of the one at hand, plus one.
@@ -64,10 +64,10 @@ TABLE: dict[Shape, Tuning] = {
     Shape(unequal=False, grouped=False, key_bytes=512): Tuning(8, 8, 4, 1, 256),
     Shape(unequal=False, grouped=True, key_bytes=64): Tuning(32, 8, 1, 1, 256),
     Shape(unequal=False, grouped=True, key_bytes=128): Tuning(16, 8, 1, 1, 256),
-    Shape(unequal=False, grouped=True, key_bytes=256): Tuning(16, 8, 1, 1, 256),
+    Shape(unequal=False, grouped=True, key_bytes=256): Tuning(16, 8, 2, 1, 256),
     Shape(unequal=False, grouped=True, key_bytes=512): Tuning(16, 8, 1, 1, 256),
-    Shape(unequal=True, grouped=False, key_bytes=64): Tuning(64, 4, 1, 1, 128),
-    Shape(unequal=True, grouped=False, key_bytes=128): Tuning(32, 8, 1, 1, 128),
+    Shape(unequal=True, grouped=False, key_bytes=64): Tuning(32, 4, 1, 1, 128),
+    Shape(unequal=True, grouped=False, key_bytes=128): Tuning(16, 8, 2, 1, 128),
     Shape(unequal=True, grouped=False, key_bytes=256): Tuning(16, 8, 2, 1, 128),
     Shape(unequal=True, grouped=False, key_bytes=512): Tuning(8, 8, 2, 1, 128),
     Shape(unequal=True, grouped=True, key_bytes=64): Tuning(32, 8, 1, 1, 128),
@@ -75,7 +75,7 @@ TABLE: dict[Shape, Tuning] = {
     Shape(unequal=True, grouped=True, key_bytes=256): Tuning(16, 8, 1, 1, 128),
     Shape(unequal=True, grouped=True, key_bytes=512): Tuning(16, 8, 1, 1, 128),
 }
-"""Chosen from machine code for sm_80, sm_90 and sm_100: no spills, and every load of a tile issued first."""
+"""Chosen from machine code for sm_80, sm_90 and sm_100 (see the page on kernels), and not measured yet."""
 
 
 def tuning_of(shape: Shape) -> Tuning:

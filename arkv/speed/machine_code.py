@@ -31,6 +31,8 @@ FLOAT8_FROM = 89
 WIDTHS = {"U8", "S8", "U16", "S16", "64", "128", "256"}
 WIDE = 64
 """Bits of a load that keeps the bus busy."""
+CAPTION = 24
+"""Condition tokens of a prompt that is no longer than most."""
 SOME = 4
 """Wide loads that make a loop one over slots."""
 
@@ -102,7 +104,9 @@ def machine_code(call: Call, architecture: int) -> list[Code]:
     try:
         from arkv.attention.triton_kernels import launches_of
     except ImportError:
-        raise ArkvError("kernels are compiled by Triton, and it is not installed: pip install triton") from None
+        raise ArkvError(
+            "kernels are compiled by Triton, and it is not installed: pip install triton"
+        ) from None
 
     def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
@@ -135,13 +139,18 @@ def calls_for(spec: ModelSpec) -> list[Call]:
 
     A full cache; a sixth of it under a policy that looks; and under one that has unequal heads besides.
     """
-    heads, least = (spec.heads, spec.kv_heads, spec.head_dim), spec.max_condition + spec.grid.line
+    heads = spec.heads, spec.kv_heads, spec.head_dim
+    least = min(spec.max_condition, CAPTION) + spec.grid.line
     full, sixth = least + spec.grid.tokens, least + spec.grid.tokens // 6
     looks = frozenset({"mass"})
     return [
         Call(*heads, capacity, torch.bfloat16, stored, needs, unequal)
         for stored in (torch.bfloat16, *KV_DTYPES.values())
-        for capacity, needs, unequal in ((full, frozenset(), False), (sixth, looks, False), (sixth, looks, True))
+        for capacity, needs, unequal in (
+            (full, frozenset(), False),
+            (sixth, looks, False),
+            (sixth, looks, True),
+        )
     ]
 
 
@@ -153,7 +162,9 @@ def table(calls: Iterable[Call]) -> Iterator[str]:
     done = set()
     for call in calls:
         group = call.heads // call.kv_heads
-        codes = [machine_code(call, architecture) for architecture in ARCHITECTURES if runs_on(call, architecture)]
+        codes = [
+            machine_code(call, architecture) for architecture in ARCHITECTURES if runs_on(call, architecture)
+        ]
         absent = [""] * (len(ARCHITECTURES) - len(codes))
         for versions in zip(*codes, strict=True):
             kernel = versions[0].kernel
@@ -250,7 +261,7 @@ class Instruction(NamedTuple):
 
     @property
     def bits(self) -> int:
-        """That each thread loads from global memory, by an instruction such as LDG.E.128 or LDG.E.U8, or to shared memory by LDGSTS."""
+        """That each thread loads from global memory, as LDG.E.128 does."""
         name, *parts = self.operation.split(".")
         sizes = [int(part.lstrip("US")) for part in parts if part in WIDTHS]
         return (sizes or [32])[0] if name in ("LDG", "LDGSTS") else 0

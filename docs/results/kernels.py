@@ -16,7 +16,9 @@ def main() -> None:
     shapes = {}
     for entry in names("model"):
         drawn = entry.name != "scenes"  # whose tables cannot be drawn, but come with the package
-        spec = arkv.load_model(entry.name, **({"device": "meta", "random_weights": True} if drawn else {})).spec
+        spec = arkv.load_model(
+            entry.name, **({"device": "meta", "random_weights": True} if drawn else {})
+        ).spec
         shapes.setdefault((spec.heads // spec.kv_heads, spec.head_dim), spec)
     # Larger models share a key head among four and among eight query heads.
     for group in (4, 8):

@@ -54,9 +54,7 @@ def products_of_bfloat16() -> None:
 
     def widened(self: object, *arguments: Any) -> object:
         factors = [
-            builder.cast_impl(self, x, tl.float32)
-            if x.dtype.scalar == tl.bfloat16
-            else x
+            builder.cast_impl(self, x, tl.float32) if x.dtype.scalar == tl.bfloat16 else x
             for x in arguments[:2]
         ]
         return product(self, *factors, *arguments[2:])
@@ -247,7 +245,7 @@ def test_a_row_gives_the_same_bits_alone_and_in_any_batch(layout: str, group: in
 
 
 def test_a_launch_is_cut_by_slots_and_not_by_rows() -> None:
-    """Nothing that is fixed for a kernel, and no axis of its grid but that of rows, knows how many there are."""
+    """Nothing but one axis of the grid knows how many rows there are."""
 
     def cut(rows: int, unequal: bool) -> list[object]:
         tensors = [x.to("meta") for x in inputs(rows, 4, 4 * 300, 8)]

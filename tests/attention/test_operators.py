@@ -1,18 +1,10 @@
 """The operators: on the CPU, in graphs, and, where there is one, on a GPU."""
 
-import os
-import re
-import subprocess
-import sys
-from collections.abc import Iterator
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor
 
 from arkv.attention import operators as kernels
@@ -206,6 +198,21 @@ def test_gpu_a_kernel_gives_what_the_plain_function_gives(
         all_close(got._replace(output=expected.output), expected, atol=1e-4, rtol=1e-4)
         again = operator(*arguments, BOTH)
         assert all(torch.equal(some, same) for some, same in zip(again, got, strict=True))
+
+
+@needs_gpu
+@layouts
+@pytest.mark.parametrize("group", [1, 4])
+def test_gpu_a_row_gives_the_same_bits_alone_and_in_any_batch(group: int, layout: str) -> None:
+    operator, _ = functions(layout)
+    for capacity in (144, 700):
+        arguments = case(layout, 300, 3, group, capacity, 128, torch.bfloat16, "cuda")
+        every = operator(*arguments, BOTH)
+        for rows in (slice(0, 1), slice(7, 24)):
+            # What is common to all rows is cut to none of them.
+            cut = [x[rows] if isinstance(x, Tensor) and len(x) == 300 else x for x in arguments]
+            for got, expected in zip(operator(*cut, BOTH), every, strict=True):
+                assert torch.equal(got, expected[rows])
 
 
 @needs_gpu
