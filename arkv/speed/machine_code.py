@@ -116,15 +116,16 @@ def machine_code(call: Call, architecture: int) -> list[Code]:
     query = empty(rows, call.heads, call.head_dim, dtype=call.dtype)
     keys, values = (empty(rows, slots, call.head_dim, dtype=call.stored) for _ in range(2))
     scaled = is_quantized(call.stored)
-    scales = [empty(rows, slots) if scaled else None for _ in range(2)]
-    rooms = [empty(rows, slots) if name in call.needs else None for name in ("mass", "scores")]
+    key_scale, value_scale = (empty(rows, slots) if scaled else None for _ in range(2))
+    mass, scores = (empty(rows, slots) if name in call.needs else None for name in ("mass", "scores"))
     blocks = None
     if call.unequal:
         count = slots // BLOCK + call.kv_heads
         slot = empty(1, count * BLOCK, dtype=torch.int64)
         blocks = Blocks(slot, slot.bool(), empty(1, count, dtype=torch.int64))
+    visible = empty(rows, slots, dtype=torch.bool)
     _, launches = launches_of(
-        query, keys, values, empty(rows, slots, dtype=torch.bool), blocks, call.kv_heads, *rooms, *scales
+        query, keys, values, visible, blocks, call.kv_heads, mass, scores, key_scale, value_scale
     )
     with _without_device(architecture):
         compiled = [
