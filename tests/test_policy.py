@@ -16,7 +16,7 @@ from arkv.decoding.checks import check_selection
 from arkv.decoding.loop import Loop
 from arkv.errors import BudgetError
 from arkv.policies.linear import LineAR
-from arkv.policy import least_of_head, least_of_layer, rank_in_head, resolve_budget
+from arkv.policy import least_of_head, least_of_layer, rank_in_head, ranking, resolve_budget
 
 SPEC = Tiny().spec
 
@@ -269,6 +269,26 @@ def test_the_least_of_every_head(pool: tuple[Store, Tensor]) -> None:
     for layer, row, head in itertools.product(*map(range, got.shape[:3])):
         mine = [slot for slot, owner in slots_in_order(store, worth, layer, row) if owner == head]
         assert got[layer, row, head].tolist() == mine[: store.plan.period]
+
+
+@given(pools(), st.sampled_from([2**32 - 1, 0]), st.integers(0, 1000))
+def test_one_number_ranks_as_two_sorts_do(pool: tuple[Store, Tensor], room: int, seed: int) -> None:
+    """Whatever the worth: both zeros are one, NaN is above everything; and where three numbers do not fit."""
+    store, _ = pool
+    strange = torch.tensor(
+        [0.0, -0.0, 1e-45, -1e-45, 1.0, -1.0, 3e38, -3e38, math.inf, -math.inf, math.nan, -math.nan]
+    )
+    chosen = torch.randint(len(strange), store.position.shape, generator=torch.Generator().manual_seed(seed))
+    worth = strange[chosen]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("arkv.policy.LOW", room)
+        got = ranking(store, worth)
+        least = ranking(store, worth, 3)
+    by_head = store.head.expand(worth.shape).argsort(dim=-1, stable=True)
+    by_position = by_head.gather(-1, store.position.gather(-1, by_head).argsort(dim=-1, stable=True))
+    by_worth = by_position.gather(-1, worth.gather(-1, by_position).argsort(dim=-1, stable=True))
+    assert torch.equal(got, by_worth)
+    assert torch.equal(least, by_worth[..., :3])
 
 
 @given(pools())

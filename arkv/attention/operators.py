@@ -125,19 +125,12 @@ def _on_cuda(
 ) -> Tensor:
     from arkv.attention.triton_kernels import attend
 
-    blocks, processors = _blocks(slot, filled, head), _processors(query.device)
-    return attend(
-        query, keys, values, visible, blocks, kv_heads, mass, scores, key_scale, value_scale, processors
-    )
+    blocks = _blocks(slot, filled, head)
+    return attend(query, keys, values, visible, blocks, kv_heads, mass, scores, key_scale, value_scale)
 
 
 def _blocks(slot: Tensor | None, filled: Tensor | None, head: Tensor | None) -> Blocks | None:
     return None if slot is None or filled is None or head is None else Blocks(slot, filled, head)
-
-
-@cache
-def _processors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def _define(name: str, schema: str, *written: str) -> None:

@@ -2,24 +2,32 @@
 # mypy: disable-error-code="import-not-found, import-untyped"
 """Attention of one query a head over slots: flash-decoding in Triton.
 
-A first kernel reads the slots, each once, in many programs that do not wait for each other. Every program
-leaves a partial output with the greatest score and the sum behind it. A second kernel puts the parts of a
-head together and, where somebody observes, turns the scores that the first one left into mass. No sum is
-formed by atomics: the same inputs give the same bits.
+A first kernel reads the slots, each once. The slots of a head are one part, or several where they are many,
+and a part is a program's. A head of one part is finished by that program: output and mass are written where
+they belong. Of several parts each leaves a partial output, with the greatest score and the sum behind it,
+and a second kernel puts them together.
+
+How the slots of a head are cut depends on how many they are and never on the batch, and no sum is formed by
+atomics: a row gives the same bits alone, in any batch and at any place in it, and again in every run.
 
 Decoding is bound by the bytes of keys and values, and from that follows the rest:
 
-- Products are multiplications and sums in float32. A matrix unit wants sixteen queries, and a key head has
-  one to eight: multiplying so few one by one takes no longer than the bytes take to arrive.
-- A tile is the 16 slots of a block, and a program is one warp: nothing waits at a barrier, and a processor
-  hides the latency of memory by holding many programs.
+- One query a key head: products are multiplications and sums in float32. A matrix unit wants eight queries
+  at the least, and what it would need to convert and to lay out costs more than it saves. Every lane of
+  slots has a softmax of its own until the end, so that threads exchange nothing but the sum of a product.
+- Several queries a key head: matrix products, by which a tile is read once for all of them.
+- All keys and values of a tile are on their way before the first of them is used.
 - Keys and values of a hidden slot are not loaded. A program stops at the last slot that may be looked at,
   so the full cache costs what is filled of it.
 
-Triton is imported with this module, and this module when the first kernel is launched.
+`arkv.attention.tunables` has the sizes. Triton is imported with this module, and this module when the first
+kernel is launched.
 """
 
 from __future__ import annotations
+
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -27,37 +35,36 @@ import triton.language as tl
 from torch import Tensor
 
 from arkv.attention.blocks import BLOCK, Blocks
+from arkv.attention.tunables import Shape, Tuning, parts_of, tuning_of
 from arkv.errors import ArkvError
 
-PROGRAMS = 16
-"""Programs that every processor gets before one of them takes a second tile: as many as it can hold."""
-MOST_TILES = 8
-"""Tiles that a program takes at the most: parts are next to nothing then, and no straggler is long."""
+WIDEST = 1024
+"""Slots, and entries of the table of blocks, that a program takes at a time at the most."""
+WORD = 16
+"""Bytes that a thread loads at a time."""
+WARP = 32
+"""Threads."""
+FLOAT8_FROM = (8, 9)
+"""Compute capability that converts float8."""
 
 TILE = tl.constexpr(BLOCK)
-# Slots, and entries of the table of blocks, that a program of the second kernel takes at a time.
-WIDE = tl.constexpr(1024)
 NOTHING = tl.constexpr(float("-inf"))
 
 
-def tiles_of_program(tiles: int, sequences: int, processors: int) -> int:
-    """How many tiles a program of the first kernel takes, one after the other.
+class Launch(NamedTuple):
+    """One launch of a kernel.
 
-    Long programs leave few parts to put together, short ones occupy the whole device when there are few
-    sequences: the most that still leaves every processor its `PROGRAMS`.
-
-    Args:
-        tiles: tiles of one sequence.
-        sequences: rows times key heads, or rows where the heads are unequal.
-        processors: multiprocessors of the device.
-
-    Returns:
-        A power of two, 1 to `MOST_TILES`.
+    Attributes:
+        kernel: a function of `triton.jit`.
+        grid: programs along three axes.
+        arguments: of the kernel, by name.
+        options: warps and stages.
     """
-    taken = 1
-    while taken < min(tiles, MOST_TILES) and sequences * -(-tiles // (2 * taken)) >= PROGRAMS * processors:
-        taken *= 2
-    return taken
+
+    kernel: Any
+    grid: tuple[int, int, int]
+    arguments: dict[str, Any]
+    options: dict[str, int]
 
 
 def attend(
@@ -71,9 +78,9 @@ def attend(
     scores: Tensor | None,
     key_scale: Tensor | None,
     value_scale: Tensor | None,
-    processors: int,
+    tuning: Tuning | None = None,
 ) -> Tensor:
-    """Launch both kernels; nothing waits for the device.
+    """Launch the kernels; nothing waits for the device.
 
     Args:
         query: `[rows, heads, head_dim]`.
@@ -87,121 +94,399 @@ def attend(
         scores: as `mass`.
         key_scale: float32 `[rows, slots]`, or None.
         value_scale: as `key_scale`.
-        processors: multiprocessors of the device.
+        tuning: sizes to go by; None for what the table has.
 
     Returns:
         `[rows, heads, head_dim]` in the dtype of `query`.
 
     Raises:
-        ArkvError: keys or values are not contiguous, or the heads are not as many as they say.
+        ArkvError: keys or values are not contiguous, the heads are not as many as they say, or the GPU is
+            too old for float8.
+    """
+    if keys.dtype == torch.float8_e4m3fn and query.is_cuda and _capability(query.device) < FLOAT8_FROM:
+        raise ArkvError("this GPU does not convert float8, which needs compute capability 8.9: take int8")
+    tensors = query, keys, values, visible, blocks, kv_heads, mass, scores, key_scale, value_scale
+    output, launches = launches_of(*tensors, tuning)
+    with torch.cuda.device_of(query):
+        for launch in launches:
+            launch.kernel[launch.grid](**launch.arguments, **launch.options)
+    return output
+
+
+@cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
+
+
+def launches_of(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    visible: Tensor,
+    blocks: Blocks | None,
+    kv_heads: int,
+    mass: Tensor | None,
+    scores: Tensor | None,
+    key_scale: Tensor | None,
+    value_scale: Tensor | None,
+    tuning: Tuning | None = None,
+) -> tuple[Tensor, list[Launch]]:
+    """What `attend` launches, and the output that will be written; arguments and errors are the same.
+
+    No device is asked, so that the tensors may be on the meta device.
     """
     rows, heads, head_dim = query.shape
-    slots = keys.shape[1]
+    slots, itemsize = keys.shape[1], keys.element_size()
     if not (keys.is_contiguous() and values.is_contiguous()):
         raise ArkvError("keys or values are not contiguous; give the leaves of the store as they are")
     if heads % kv_heads or (blocks is None and slots % kv_heads):
         raise ArkvError(f"{kv_heads} key heads do not divide {heads} heads and {slots} slots")
     group, capacity = heads // kv_heads, slots // kv_heads
-    query, visible = query.contiguous(), visible.view(torch.uint8)
+    if tuning is None:
+        tuning = tuning_of(Shape.of(group, head_dim, itemsize, blocks is not None))
+    visible = visible.view(torch.uint8)
     visible = visible if visible.stride(-1) == 1 else visible.contiguous()
-    key_scale, value_scale = (x if x is None else x.contiguous() for x in (key_scale, value_scale))
-    mass_stride, scores_stride = (0 if x is None else x.stride(0) for x in (mass, scores))
+    slot = filled = head = None
     if blocks is None:
-        slot = filled = head = None
-        tiles = -(-capacity // BLOCK)
-        taken = tiles_of_program(tiles, rows * kv_heads, processors)
-        programs = -(-tiles // taken)
-        parts, positions, table_stride = kv_heads * programs, slots, 0
+        parts, share = parts_of(capacity, tuning)
+        places, table, positions = kv_heads * parts, 0, slots
+        grid = (parts, kv_heads, rows)
     else:
         slot, filled, head = (x.contiguous() for x in blocks)
         filled = filled.view(torch.uint8)
-        tiles = head.shape[-1]
-        taken = tiles_of_program(tiles, rows, processors)
-        programs = -(-tiles // taken)
+        # A program takes a run of blocks, and where the head changes in it a part ends too.
+        parts, share = 0, tuning.part
+        places = head.shape[-1]
         # Rows may have one layout in common.
-        parts, positions, table_stride = tiles, tiles * BLOCK, tiles if head.shape[0] == rows else 0
+        table, positions = places if head.shape[0] == rows else 0, places * BLOCK
+        grid = (-(-positions // share), rows, 1)
 
     observed = mass is not None or scores is not None
-    output = torch.empty_like(query)
+    finished = parts == 1
+    output = query.new_empty(query.shape)
     part, greatest, total, logits = (
-        torch.empty(rows, *shape, dtype=torch.float32, device=query.device)
-        for shape in (
-            (parts, group, head_dim),
-            (parts, group),
-            (parts, group),
-            (group, positions if observed else 0),
+        query.new_empty(rows, *shape, dtype=torch.float32) if wanted else None
+        for wanted, shape in (
+            (not finished, (places, group, head_dim)),
+            (not finished, (places, group)),
+            (not finished, (places, group)),
+            (observed, (group, positions)),
         )
     )
-    left = (part, greatest, total, logits if observed else None)
-    specialised = {"GROUP": group, "HEAD_DIM": head_dim}
-    # What more than four queries add up does not fit into the registers of one warp.
-    warps = 1 if group <= 4 else 4
-    with torch.cuda.device_of(query):
-        if blocks is None:
-            _attend_slots[programs, kv_heads, rows](
-                *(query, keys, values, visible, key_scale, value_scale, *left),
-                *(head_dim**-0.5, slots, capacity, visible.stride(0)),
-                **specialised,
-                TILES=taken,
-                num_warps=warps,
-            )
-        else:
-            _attend_blocks[programs, rows](
-                *(query, keys, values, visible, key_scale, value_scale, *left),
-                *(slot, filled, head, mass, scores),
-                *(head_dim**-0.5, slots, tiles, visible.stride(0), table_stride, mass_stride, scores_stride),
-                **specialised,
-                HEADS=kv_heads,
-                TILES=taken,
-                num_warps=warps,
-            )
-        _combine[-(-slots // (kv_heads * WIDE.value)) if observed else 1, kv_heads, rows](
-            *(*left, visible, slot, filled, head, output, mass, scores),
-            *(parts, positions, capacity, visible.stride(0), table_stride, mass_stride, scores_stride),
-            **specialised,
-            num_warps=4,
-        )
-    return output
+    # As many numbers whatever the group.
+    wide = min(triton.next_power_of_2(capacity), max(WIDEST // triton.next_power_of_2(group), 1))
+    known = {
+        "query": query.contiguous(),
+        "keys": keys,
+        "values": values,
+        "visible": visible,
+        "key_scale": key_scale if key_scale is None else key_scale.contiguous(),
+        "value_scale": value_scale if value_scale is None else value_scale.contiguous(),
+        "slot_of": slot,
+        "filled_of": filled,
+        "head_of": head,
+        "output": output,
+        "mass": mass,
+        "scores": scores,
+        "parts_left": part,
+        "greatest_left": greatest,
+        "total_left": total,
+        "logits_left": logits,
+        "scale": head_dim**-0.5,
+        "slots": slots,
+        "positions": positions,
+        "capacity": capacity,
+        "share": share,
+        "visible_stride": visible.stride(0),
+        "table_stride": table,
+        "mass_stride": 0 if mass is None else mass.stride(0),
+        "scores_stride": 0 if scores is None else scores.stride(0),
+        "HEADS": kv_heads,
+        "GROUP": group,
+        "HEAD_DIM": head_dim,
+        "PARTS": parts,
+        "SHARE": triton.next_power_of_2(share),
+        "WIDE": wide,
+        "TABLE": min(triton.next_power_of_2(places), WIDEST),
+        "RUN": share // BLOCK,
+    } | tile_of(group, head_dim, itemsize, tuning)
+
+    def launch(kernel: Any, grid: tuple[int, int, int], **options: int) -> Launch:
+        return Launch(kernel, grid, {name: known[name] for name in kernel.arg_names}, options)
+
+    first = _attend_slots if blocks is None else _attend_blocks
+    launches = [launch(first, grid, num_warps=tuning.warps, num_stages=tuning.stages)]
+    if not finished:
+        programs = -(-capacity // wide) if observed else 1
+        launches.append(launch(_combine, (programs, kv_heads, rows), num_warps=4 if wide > 128 else 1))
+    return output, launches
 
 
-@triton.jit
-def _load_query(query, row_and_head, scale, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr):
-    """The queries of one key head, float32 `[group, 1, width]`; zero beyond what there are."""
-    member = tl.arange(0, triton.next_power_of_2(GROUP))[:, None, None]
-    column = tl.arange(0, triton.next_power_of_2(HEAD_DIM))[None, None, :]
-    place = (row_and_head * GROUP + member) * HEAD_DIM + column
-    inside = (member < GROUP) & (column < HEAD_DIM)
-    return tl.load(query + place, inside, 0).to(tl.float32) * scale
+def tile_of(group: int, head_dim: int, itemsize: int, tuning: Tuning) -> dict[str, int]:
+    """How a program lays out its tile over its threads.
 
+    Args:
+        group: query heads of a key head.
+        head_dim: numbers of a key.
+        itemsize: bytes of a stored number.
+        tuning: sizes to go by.
 
-@triton.jit
-def _attend_tile(
-    query, keys, values, key_scale, value_scale, slot, seen, part, greatest, total, HEAD_DIM: tl.constexpr
-):
-    """Add one tile to a softmax under way; the pointers are those of the row.
-
-    Returns part `[group, width]`, greatest and total `[group]`, and the logits `[group, tile]`, minus
-    infinity where hidden.
+    Returns:
+        `SLOTS` of a tile; for one query besides, what its threads take at a time: so many neighbouring
+        `COLUMNS` of so many slots, `LANES`.
     """
-    column = tl.arange(0, triton.next_power_of_2(HEAD_DIM))
-    place = slot[None, :, None] * HEAD_DIM + column[None, None, :]
-    wanted = seen[None, :, None] & (column < HEAD_DIM)[None, None, :]
-    key = tl.load(keys + place, wanted, 0.0)
-    value = tl.load(values + place, wanted, 0.0)
-    logits = tl.sum(query * key.to(tl.float32), 2)
-    if key_scale is not None:
-        logits *= tl.load(key_scale + slot, seen, 0)[None, :]
-    logits = tl.where(seen[None, :], logits, NOTHING)
-    higher = tl.maximum(greatest, tl.max(logits, 1))
-    # Where nothing was seen yet, any finite number makes all weights zero.
-    base = tl.where(higher == NOTHING, 0.0, higher)
-    weights = tl.exp(logits - base[:, None])
-    shrink = tl.exp(greatest - base)
-    total = total * shrink + tl.sum(weights, 1)
-    if value_scale is not None:
-        weights *= tl.load(value_scale + slot, seen, 0)[None, :]
-    part = part * shrink[:, None] + tl.sum(weights[:, :, None] * value.to(tl.float32), 1)
-    return part, higher, total, logits
+    width = triton.next_power_of_2(head_dim)
+    # As many numbers as one load brings: rows of a length that no power of two divides have shorter ones.
+    row = head_dim * itemsize
+    columns = min(width, tuning.threads * max(min(WORD, row & -row) // itemsize, 1))
+    threads = columns * itemsize // min(WORD, row & -row)
+    lanes = tuning.warps * WARP // max(threads, 1)
+    slots = tuning.tile * tuning.warps
+    return {"SLOTS": max(slots, BLOCK if group > 1 else lanes), "COLUMNS": columns, "LANES": lanes}
+
+
+@triton.jit
+def _look(visible, slot_of, filled_of, position, end):
+    """The slots at some positions, whether there is one, and whether it may be looked at."""
+    held = position < end
+    slot = position
+    if slot_of is not None:
+        held = held & (tl.load(filled_of + position, held, 0) != 0)
+        slot = tl.load(slot_of + position, held, 0).to(tl.int32)
+    seen = tl.load(visible + slot, held, 0) != 0
+    return slot, held, seen
+
+
+@triton.jit
+def _attend(
+    query,
+    keys,
+    values,
+    visible,
+    key_scale,
+    value_scale,
+    slot_of,
+    filled_of,
+    logits_left,
+    scale,
+    begin,
+    end,
+    positions,
+    GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    SLOTS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    LANES: tl.constexpr,
+):
+    """Attention of a head's queries over some positions; the pointers are those of the row, or of the head.
+
+    Returns part `[width, queries]`, not divided by its sum, greatest and total `[queries]`.
+    """
+    if GROUP == 1:
+        part, greatest, total = _attend_alone(
+            query,
+            keys,
+            values,
+            visible,
+            key_scale,
+            value_scale,
+            slot_of,
+            filled_of,
+            logits_left,
+            scale,
+            begin,
+            end,
+            positions,
+            HEAD_DIM,
+            SLOTS,
+            COLUMNS,
+            LANES,
+        )
+    else:
+        part, greatest, total = _attend_together(
+            query,
+            keys,
+            values,
+            visible,
+            key_scale,
+            value_scale,
+            slot_of,
+            filled_of,
+            logits_left,
+            scale,
+            begin,
+            end,
+            positions,
+            GROUP,
+            HEAD_DIM,
+            SLOTS,
+        )
+    return part, greatest, total
+
+
+@triton.jit
+def _attend_alone(
+    query,
+    keys,
+    values,
+    visible,
+    key_scale,
+    value_scale,
+    slot_of,
+    filled_of,
+    logits_left,
+    scale,
+    begin,
+    end,
+    positions,
+    HEAD_DIM: tl.constexpr,
+    SLOTS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    LANES: tl.constexpr,
+):
+    """One query a key head.
+
+    A tile is `[chunks, rounds, LANES, COLUMNS]`, `LANES` slots and `COLUMNS` columns being what the threads
+    take at a time. Sums over chunks and rounds stay within a thread.
+    """
+    WIDTH: tl.constexpr = triton.next_power_of_2(HEAD_DIM)
+    CHUNKS: tl.constexpr = WIDTH // COLUMNS
+    column = tl.arange(0, CHUNKS)[:, None, None, None] * COLUMNS + tl.arange(0, COLUMNS)[None, None, None, :]
+    inside = column < HEAD_DIM
+    lane = tl.arange(0, LANES)
+    offset = tl.arange(0, SLOTS // LANES)[:, None] * LANES + lane[None, :]
+    # Every lane loads the query for itself, and has it where it will have keys.
+    asked = inside & (lane >= 0)[None, None, :, None]
+    asking = tl.load(query + column + lane[None, None, :, None] * 0, asked, 0).to(tl.float32) * scale
+
+    greatest = tl.full([LANES], NOTHING, tl.float32)
+    total = tl.zeros([LANES], tl.float32)
+    part = tl.zeros([CHUNKS, LANES, COLUMNS], tl.float32)
+    for at in range(begin, end, SLOTS):
+        position = at + offset
+        slot, _, seen = _look(visible, slot_of, filled_of, position, end)
+        place = slot[None, :, :, None] * HEAD_DIM + column
+        wanted = seen[None, :, :, None] & inside
+        key = tl.load(keys + place, wanted, 0.0)
+        value = tl.load(values + place, wanted, 0.0)
+        if key_scale is not None:
+            key_factor = tl.load(key_scale + slot, seen, 0)
+        if value_scale is not None:
+            value_factor = tl.load(value_scale + slot, seen, 0)
+        # Always so, which the compiler does not know: it would move each load down to where it is used.
+        if at < positions:
+            logits = tl.sum(tl.sum(asking * key.to(tl.float32), 0), 2)
+            if key_scale is not None:
+                logits *= key_factor
+            logits = tl.where(seen, logits, NOTHING)
+            higher = tl.maximum(greatest, tl.max(logits, 0))
+            # Where nothing was seen yet, any finite number makes all weights zero.
+            base = tl.where(higher == NOTHING, 0.0, higher)
+            weights = tl.exp(logits - base[None, :])
+            shrink = tl.exp(greatest - base)
+            greatest = higher
+            total = total * shrink + tl.sum(weights, 0)
+            if value_scale is not None:
+                weights *= value_factor
+            add = tl.sum(weights[None, :, :, None] * value.to(tl.float32), 1)
+            part = part * shrink[None, :, None] + add
+            if logits_left is not None:
+                tl.store(logits_left + position, logits, seen)
+    highest = tl.max(greatest, 0)
+    weight = tl.exp(greatest - tl.where(highest == NOTHING, 0.0, highest))
+    total = tl.sum(total * weight, 0)
+    part = tl.sum(part * weight[None, :, None], 1)
+    one = tl.zeros([1], tl.float32)
+    return tl.reshape(part, [WIDTH, 1]), one + highest, one + total
+
+
+@triton.jit
+def _attend_together(
+    query,
+    keys,
+    values,
+    visible,
+    key_scale,
+    value_scale,
+    slot_of,
+    filled_of,
+    logits_left,
+    scale,
+    begin,
+    end,
+    positions,
+    GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    SLOTS: tl.constexpr,
+):
+    """Several queries a key head: slots down and queries across, eight of them at the least."""
+    WIDTH: tl.constexpr = _width(GROUP, HEAD_DIM)
+    QUERIES: tl.constexpr = _queries(GROUP)
+    # What codes of eight bits stand for is in no narrow type, and weights need more range than precision.
+    EXACT: tl.constexpr = query.dtype.element_ty == tl.float32
+    NARROW: tl.constexpr = tl.bfloat16 if value_scale is not None else query.dtype.element_ty
+    PRODUCT: tl.constexpr = tl.float32 if EXACT else NARROW
+    member, column, offset = tl.arange(0, QUERIES), tl.arange(0, WIDTH), tl.arange(0, SLOTS)
+    inside = column < HEAD_DIM
+    asked = (member < GROUP)[None, :] & inside[:, None]
+    asking = tl.load(query + member[None, :] * HEAD_DIM + column[:, None], asked, 0)
+
+    greatest = tl.full([QUERIES], NOTHING, tl.float32)
+    total = tl.zeros([QUERIES], tl.float32)
+    part = tl.zeros([WIDTH, QUERIES], tl.float32)
+    for at in range(begin, end, SLOTS):
+        position = at + offset
+        slot, _, seen = _look(visible, slot_of, filled_of, position, end)
+        place = slot[:, None] * HEAD_DIM + column[None, :]
+        wanted = seen[:, None] & inside[None, :]
+        key = tl.load(keys + place, wanted, 0.0)
+        value = tl.load(values + place, wanted, 0.0)
+        if key_scale is not None:
+            key_factor = tl.load(key_scale + slot, seen, 0)
+        if value_scale is not None:
+            value_factor = tl.load(value_scale + slot, seen, 0)
+        logits = tl.dot(key.to(asking.dtype), asking, input_precision="tf32x3") * scale
+        if key_scale is not None:
+            logits *= key_factor[:, None]
+        logits = tl.where(seen[:, None], logits, NOTHING)
+        higher = tl.maximum(greatest, tl.max(logits, 0))
+        base = tl.where(higher == NOTHING, 0.0, higher)
+        weights = tl.exp(logits - base[None, :])
+        shrink = tl.exp(greatest - base)
+        greatest = higher
+        total = total * shrink + tl.sum(weights, 0)
+        if value_scale is not None:
+            weights *= value_factor[:, None]
+        part = tl.dot(
+            tl.trans(value.to(PRODUCT)), weights.to(PRODUCT), part * shrink[None, :], input_precision="tf32x3"
+        )
+        if logits_left is not None:
+            line = logits_left + member[None, :] * positions + position[:, None]
+            tl.store(line, logits, (member < GROUP)[None, :] & seen[:, None])
+    return part, greatest, total
+
+
+@triton.constexpr_function
+def _queries(group):
+    """Columns of a tile of queries: those that there are, or as few as a matrix unit takes."""
+    return 1 if group == 1 else max(8, triton.next_power_of_2(group))
+
+
+@triton.constexpr_function
+def _width(group, head_dim):
+    """Columns of a tile of keys."""
+    return max(1 if group == 1 else 16, triton.next_power_of_2(head_dim))
+
+
+@triton.jit
+def _write_output(output, part, total, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr):
+    """Write what the queries of a head found; the pointer is that of the head."""
+    member = tl.arange(0, _queries(GROUP))[None, :]
+    column = tl.arange(0, _width(GROUP, HEAD_DIM))[:, None]
+    # A head that sees nothing has no sum.
+    found = part * (1 / tl.where(total == 0, 1.0, total))[None, :]
+    place = output + member * HEAD_DIM + column
+    tl.store(place, found.to(output.dtype.element_ty), (member < GROUP) & (column < HEAD_DIM))
 
 
 @triton.jit
@@ -213,18 +498,52 @@ def _leave_part(
     greatest_left,
     total_left,
     index,
-    wanted,
     GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
 ):
-    """Store one part: always how much it weighs, what it is only where wanted."""
-    member = tl.arange(0, triton.next_power_of_2(GROUP))
-    column = tl.arange(0, triton.next_power_of_2(HEAD_DIM))
+    """Store one part for the second kernel."""
+    member = tl.arange(0, _queries(GROUP))
+    column = tl.arange(0, _width(GROUP, HEAD_DIM))
     place = index * GROUP + member
-    tl.store(greatest_left + place, tl.where(wanted, greatest, NOTHING), member < GROUP)
-    tl.store(total_left + place, tl.where(wanted, total, 0.0), member < GROUP)
-    inside = wanted & (member < GROUP)[:, None] & (column < HEAD_DIM)[None, :]
-    tl.store(parts_left + place[:, None] * HEAD_DIM + column[None, :], part, inside)
+    tl.store(greatest_left + place, greatest, member < GROUP)
+    tl.store(total_left + place, total, member < GROUP)
+    inside = (member < GROUP)[None, :] & (column < HEAD_DIM)[:, None]
+    tl.store(parts_left + place[None, :] * HEAD_DIM + column[:, None], part, inside)
+
+
+@triton.jit
+def _write_observed(
+    logits_left,
+    visible,
+    slot_of,
+    filled_of,
+    mass,
+    scores,
+    greatest,
+    total,
+    first,
+    step,
+    end,
+    positions,
+    GROUP: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """Turn the logits of a head into mass and scores, `WIDE` of every `step` positions from `first`.
+
+    The pointers are those of the row; greatest and total are of as many queries as there are, or more.
+    """
+    member = tl.arange(0, greatest.shape[0])[:, None]
+    base = tl.where(greatest == NOTHING, 0.0, greatest)[:, None]
+    share = (1 / tl.where(total == 0, 1.0, total))[:, None]
+    for at in range(first, end, step):
+        position = at + tl.arange(0, WIDE)
+        slot, held, seen = _look(visible, slot_of, filled_of, position, end)
+        there = (member < GROUP) & seen[None, :]
+        logits = tl.load(logits_left + member * positions + position[None, :], there, NOTHING)
+        if mass is not None:
+            tl.store(mass + slot, tl.sum(tl.exp(logits - base) * share, 0), held)
+        if scores is not None:
+            tl.store(scores + slot, tl.sum(tl.where(there, logits, 0), 0), held)
 
 
 @triton.jit
@@ -235,6 +554,9 @@ def _attend_slots(
     visible,
     key_scale,
     value_scale,
+    output,
+    mass,
+    scores,
     parts_left,
     greatest_left,
     total_left,
@@ -242,15 +564,23 @@ def _attend_slots(
     scale,
     slots,
     capacity,
+    share,
     visible_stride,
+    mass_stride,
+    scores_stride,
     GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
-    TILES: tl.constexpr,
+    PARTS: tl.constexpr,
+    SHARE: tl.constexpr,
+    SLOTS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    LANES: tl.constexpr,
+    WIDE: tl.constexpr,
 ):
-    """First kernel, equal heads: a program takes up to `TILES` tiles of one head of one row."""
+    """First kernel, equal heads: a program takes one part of one head of one row."""
     program, head, heads = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     row = tl.program_id(2).to(tl.int64)
-    GROUPS: tl.constexpr = triton.next_power_of_2(GROUP)
+    of_head = (row * heads + head) * GROUP * HEAD_DIM
     keys += row * slots * HEAD_DIM
     values += row * slots * HEAD_DIM
     visible += row * visible_stride
@@ -258,30 +588,63 @@ def _attend_slots(
         key_scale += row * slots
     if value_scale is not None:
         value_scale += row * slots
+    if logits_left is not None:
+        logits_left += row * GROUP * slots
 
-    begin, end = head * capacity, (head + 1) * capacity
-    begin += program * TILES * TILE
-    ahead = tl.arange(0, TILES * TILE)
+    begin = head * capacity + program * share
+    end = tl.minimum(begin + share, (head + 1) * capacity)
+    ahead = tl.arange(0, SHARE)
     any_seen = tl.load(visible + begin + ahead, begin + ahead < end, 0) != 0
     # Past the last slot that may be looked at there is nothing to do.
-    tiles = tl.cdiv(tl.max(tl.where(any_seen, ahead + 1, 0), 0), TILE)
-
-    queries = _load_query(query, row * heads + head, scale, GROUP, HEAD_DIM)
-    member, offset = tl.arange(0, GROUPS), tl.arange(0, TILE)
-    greatest = tl.full([GROUPS], NOTHING, tl.float32)
-    total = tl.zeros([GROUPS], tl.float32)
-    part = tl.zeros([GROUPS, triton.next_power_of_2(HEAD_DIM)], tl.float32)
-    for tile in range(tiles):
-        slot = begin + tile * TILE + offset
-        seen = tl.load(visible + slot, slot < end, 0) != 0
-        part, greatest, total, logits = _attend_tile(
-            queries, keys, values, key_scale, value_scale, slot, seen, part, greatest, total, HEAD_DIM
-        )
+    stop = begin + tl.max(tl.where(any_seen, ahead + 1, 0), 0)
+    part, greatest, total = _attend(
+        query + of_head,
+        keys,
+        values,
+        visible,
+        key_scale,
+        value_scale,
+        None,
+        None,
+        logits_left,
+        scale,
+        begin,
+        stop,
+        slots,
+        GROUP,
+        HEAD_DIM,
+        SLOTS,
+        COLUMNS,
+        LANES,
+    )
+    if PARTS > 1:
+        index = (row * heads + head) * PARTS + program
+        _leave_part(part, greatest, total, parts_left, greatest_left, total_left, index, GROUP, HEAD_DIM)
+    else:
+        _write_output(output + of_head, part, total, GROUP, HEAD_DIM)
         if logits_left is not None:
-            place = (row * GROUP + member)[:, None] * slots + slot[None, :]
-            tl.store(logits_left + place, logits, (member < GROUP)[:, None] & seen[None, :])
-    index = (row * heads + head) * tl.num_programs(0) + program
-    _leave_part(part, greatest, total, parts_left, greatest_left, total_left, index, True, GROUP, HEAD_DIM)
+            # Threads read what others of them wrote.
+            tl.debug_barrier()
+            if mass is not None:
+                mass += row * mass_stride
+            if scores is not None:
+                scores += row * scores_stride
+            _write_observed(
+                logits_left,
+                visible,
+                None,
+                None,
+                mass,
+                scores,
+                greatest,
+                total,
+                begin,
+                WIDE,
+                end,
+                slots,
+                GROUP,
+                WIDE,
+            )
 
 
 @triton.jit
@@ -292,18 +655,18 @@ def _attend_blocks(
     visible,
     key_scale,
     value_scale,
-    parts_left,
-    greatest_left,
-    total_left,
-    logits_left,
     slot_of,
     filled_of,
     head_of,
     mass,
     scores,
+    parts_left,
+    greatest_left,
+    total_left,
+    logits_left,
     scale,
     slots,
-    blocks,
+    positions,
     visible_stride,
     table_stride,
     mass_stride,
@@ -311,15 +674,17 @@ def _attend_blocks(
     HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
-    TILES: tl.constexpr,
+    RUN: tl.constexpr,
+    SLOTS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    LANES: tl.constexpr,
 ):
-    """First kernel, unequal heads: a program takes up to `TILES` blocks of one row.
+    """First kernel, unequal heads: a program takes `RUN` blocks of one row, head by head.
 
-    Where the next block is another head's, it leaves what it has and begins anew: a part stands at the
-    last block that went into it, and at the others one of no weight.
+    What it finds for a head is a part, and stands at the last block that went into it.
     """
     row = tl.program_id(1).to(tl.int64)
-    GROUPS: tl.constexpr = triton.next_power_of_2(GROUP)
+    blocks = positions // TILE
     keys += row * slots * HEAD_DIM
     values += row * slots * HEAD_DIM
     visible += row * visible_stride
@@ -327,51 +692,57 @@ def _attend_blocks(
         key_scale += row * slots
     if value_scale is not None:
         value_scale += row * slots
+    if logits_left is not None:
+        logits_left += row * GROUP * positions
     head_of += row * table_stride
     slot_of += row * table_stride * TILE
     filled_of += row * table_stride * TILE
 
-    first = tl.program_id(0) * TILES
+    first = tl.program_id(0) * RUN
     # The second kernel writes to slots that have a block; what belongs to nobody is zero.
-    share = first * TILE + tl.arange(0, TILES * TILE)
+    nobody = first * TILE + tl.arange(0, triton.next_power_of_2(RUN * TILE))
     if mass is not None:
-        tl.store(mass + row * mass_stride + share, 0.0, share < slots)
+        tl.store(mass + row * mass_stride + nobody, 0.0, nobody < slots)
     if scores is not None:
-        tl.store(scores + row * scores_stride + share, 0.0, share < slots)
+        tl.store(scores + row * scores_stride + nobody, 0.0, nobody < slots)
 
-    member, offset = tl.arange(0, GROUPS), tl.arange(0, TILE)
-    greatest = tl.full([GROUPS], NOTHING, tl.float32)
-    total = tl.zeros([GROUPS], tl.float32)
-    part = tl.zeros([GROUPS, triton.next_power_of_2(HEAD_DIM)], tl.float32)
-    last = tl.minimum(first + TILES, blocks) - 1
-    for block in range(first, last + 1):
+    last = tl.minimum(first + RUN, blocks)
+    index = first + tl.arange(0, triton.next_power_of_2(RUN))
+    owner = tl.load(head_of + index, index < last, HEADS)
+    block = first
+    while block < last:
         head = tl.load(head_of + block)
-        place = block * TILE + offset
-        slot = tl.load(slot_of + place).to(tl.int32)
-        filled = tl.load(filled_of + place) != 0
-        seen = tl.load(visible + slot, filled, 0) != 0
-        queries = _load_query(query, row * HEADS + head, scale, GROUP, HEAD_DIM)
-        part, greatest, total, logits = _attend_tile(
-            queries, keys, values, key_scale, value_scale, slot, seen, part, greatest, total, HEAD_DIM
-        )
-        if logits_left is not None:
-            line = (row * GROUP + member)[:, None] * blocks * TILE
-            tl.store(logits_left + line + place[None, :], logits, (member < GROUP)[:, None] & seen[None, :])
-        done = (block == last) | (tl.load(head_of + block + 1, block < last, -1) != head)
-        _leave_part(
-            part,
-            greatest,
-            total,
-            parts_left,
-            greatest_left,
-            total_left,
-            row * blocks + block,
-            done,
+        # Blocks stand in the order of their heads.
+        until = first + tl.sum((owner <= head).to(tl.int32), 0)
+        part, greatest, total = _attend(
+            query + (row * HEADS + head) * GROUP * HEAD_DIM,
+            keys,
+            values,
+            visible,
+            key_scale,
+            value_scale,
+            slot_of,
+            filled_of,
+            logits_left,
+            scale,
+            block * TILE,
+            until * TILE,
+            positions,
             GROUP,
             HEAD_DIM,
+            SLOTS,
+            COLUMNS,
+            LANES,
         )
-        # Next to any score, what was summed up so far then weighs nothing.
-        greatest = tl.where(done, NOTHING, greatest)
+        place = row * blocks + until - 1
+        _leave_part(part, greatest, total, parts_left, greatest_left, total_left, place, GROUP, HEAD_DIM)
+        block = until
+
+
+@triton.jit
+def _part_at(number, first, last, RUN: tl.constexpr):
+    """Where the parts of a head stand whose blocks are `first` to `last`: at ends of runs and at its own."""
+    return tl.minimum((first // RUN + number + 1) * RUN, last) - 1
 
 
 @triton.jit
@@ -387,87 +758,94 @@ def _combine(
     output,
     mass,
     scores,
-    parts,
     positions,
     capacity,
     visible_stride,
     table_stride,
     mass_stride,
     scores_stride,
+    HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
+    PARTS: tl.constexpr,
+    RUN: tl.constexpr,
+    TABLE: tl.constexpr,
+    WIDE: tl.constexpr,
 ):
     """Second kernel: the first program of a head puts its parts together, all share its slots."""
-    program, head, heads = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
+    program, head = tl.program_id(0), tl.program_id(1)
     row = tl.program_id(2).to(tl.int64)
     GROUPS: tl.constexpr = triton.next_power_of_2(GROUP)
-    # Parts at a time: with the width of a head, as many numbers whatever the group.
-    MANY: tl.constexpr = 64 // GROUPS if GROUPS < 64 else 1
-    member = tl.arange(0, GROUPS)
+    # Parts at a time: all of a head, or as many as make, with the width of a head, as many numbers.
+    MOST: tl.constexpr = 8 // GROUPS if GROUPS < 8 else 1
+    MANY: tl.constexpr = min(MOST, triton.next_power_of_2(PARTS)) if PARTS > 0 else MOST
     if head_of is None:
-        first = head * (parts // heads)
-        last = first + parts // heads
+        first, last = 0, PARTS
+        parts = PARTS
         begin, end = head * capacity, (head + 1) * capacity
+        before = (row * HEADS + head) * PARTS
     else:
-        # Blocks stand in the order of their heads.
+        blocks = positions // TILE
         first, last = 0, 0
-        for at in range(0, parts, WIDE):
-            index = at + tl.arange(0, WIDE)
-            owner = tl.load(head_of + row * table_stride + index, index < parts, heads)
+        for at in range(0, blocks, TABLE):
+            index = at + tl.arange(0, TABLE)
+            owner = tl.load(head_of + row * table_stride + index, index < blocks, HEADS)
             first += tl.sum((owner < head).to(tl.int32), 0)
             last += tl.sum((owner <= head).to(tl.int32), 0)
+        # Of a head without a block there is none.
+        parts = tl.where(first < last, (last - 1) // RUN - first // RUN + 1, 0)
         begin, end = first * TILE, last * TILE
+        before = row * blocks
         slot_of += row * table_stride * TILE
         filled_of += row * table_stride * TILE
 
+    member, column = tl.arange(0, GROUPS), tl.arange(0, triton.next_power_of_2(HEAD_DIM))
     greatest = tl.full([GROUPS], NOTHING, tl.float32)
     total = tl.zeros([GROUPS], tl.float32)
-    for at in range(first, last, MANY):
-        index = at + tl.arange(0, MANY)
-        place = (row * parts + index)[None, :] * GROUP + member[:, None]
-        inside = (index < last)[None, :] & (member < GROUP)[:, None]
+    found = tl.zeros([GROUPS, triton.next_power_of_2(HEAD_DIM)], tl.float32)
+    for at in range(0, parts, MANY):
+        number = at + tl.arange(0, MANY)
+        index = number if head_of is None else _part_at(number, first, last, RUN)
+        place = (before + index)[None, :] * GROUP + member[:, None]
+        inside = (number < parts)[None, :] & (member < GROUP)[:, None]
         tops = tl.load(greatest_left + place, inside, NOTHING)
+        sums = tl.load(total_left + place, inside, 0)
         higher = tl.maximum(greatest, tl.max(tops, 1))
         base = tl.where(higher == NOTHING, 0.0, higher)
-        sums = tl.load(total_left + place, inside, 0) * tl.exp(tops - base[:, None])
-        total = total * tl.exp(greatest - base) + tl.sum(sums, 1)
+        weights = tl.exp(tops - base[:, None])
+        shrink = tl.exp(greatest - base)
         greatest = higher
-    base = tl.where(greatest == NOTHING, 0.0, greatest)
-    # A head that sees nothing has no sum.
-    norm = tl.where(total == 0, 1.0, total)
+        total = total * shrink + tl.sum(sums * weights, 1)
+        if program == 0:
+            there = inside[:, :, None] & (column < HEAD_DIM)[None, None, :]
+            part = tl.load(parts_left + place[:, :, None] * HEAD_DIM + column[None, None, :], there, 0)
+            found = found * shrink[:, None] + tl.sum(part * weights[:, :, None], 1)
 
     if program == 0:
-        column = tl.arange(0, triton.next_power_of_2(HEAD_DIM))
-        result = tl.zeros([GROUPS, triton.next_power_of_2(HEAD_DIM)], tl.float32)
-        for at in range(first, last, MANY):
-            index = at + tl.arange(0, MANY)
-            place = (row * parts + index)[None, :] * GROUP + member[:, None]
-            inside = (index < last)[None, :] & (member < GROUP)[:, None]
-            tops = tl.load(greatest_left + place, inside, NOTHING)
-            # What is of no weight was not left.
-            there = (tops != NOTHING)[:, :, None] & (column < HEAD_DIM)[None, None, :]
-            part = tl.load(parts_left + place[:, :, None] * HEAD_DIM + column[None, None, :], there, 0)
-            result += tl.sum(part * tl.exp(tops - base[:, None])[:, :, None], 1)
-        result /= norm[:, None]
-        place = ((row * heads + head) * GROUP + member)[:, None] * HEAD_DIM + column[None, :]
+        # A head that sees nothing has no sum.
+        found /= tl.where(total == 0, 1.0, total)[:, None]
+        place = ((row * HEADS + head) * GROUP + member)[:, None] * HEAD_DIM + column[None, :]
         inside = (member < GROUP)[:, None] & (column < HEAD_DIM)[None, :]
-        tl.store(output + place, result.to(output.dtype.element_ty), inside)
+        tl.store(output + place, found.to(output.dtype.element_ty), inside)
 
     if logits_left is not None:
-        for at in range(begin + program * WIDE, end, tl.num_programs(0) * WIDE):
-            position = at + tl.arange(0, WIDE)
-            held = position < end
-            slot = position
-            if head_of is not None:
-                held = held & (tl.load(filled_of + position, held, 0) != 0)
-                slot = tl.load(slot_of + position, held, 0)
-            seen = tl.load(visible + row * visible_stride + slot, held, 0) != 0
-            place = (row * GROUP + member)[:, None] * positions + position[None, :]
-            there = (member < GROUP)[:, None] & seen[None, :]
-            if mass is not None:
-                logits = tl.load(logits_left + place, there, NOTHING)
-                weights = tl.exp(logits - base[:, None]) / norm[:, None]
-                tl.store(mass + row * mass_stride + slot, tl.sum(weights, 0), held)
-            if scores is not None:
-                logits = tl.load(logits_left + place, there, 0)
-                tl.store(scores + row * scores_stride + slot, tl.sum(logits, 0), held)
+        if mass is not None:
+            mass += row * mass_stride
+        if scores is not None:
+            scores += row * scores_stride
+        _write_observed(
+            logits_left + row * GROUP * positions,
+            visible + row * visible_stride,
+            slot_of,
+            filled_of,
+            mass,
+            scores,
+            greatest,
+            total,
+            begin + program * WIDE,
+            tl.num_programs(0) * WIDE,
+            end,
+            positions,
+            GROUP,
+            WIDE,
+        )

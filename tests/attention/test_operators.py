@@ -1,18 +1,10 @@
 """The operators: on the CPU, in graphs, and, where there is one, on a GPU."""
 
-import os
-import re
-import subprocess
-import sys
-from collections.abc import Iterator
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor
 
 from arkv.attention import operators as kernels
@@ -181,95 +173,6 @@ def test_an_operator_within_a_graph_is_the_plain_function(layout: str) -> None:
     torch._dynamo.reset()
 
 
-# The kernels, without a GPU
-
-
-@needs_triton
-@given(tiles=st.integers(1, 300), sequences=st.integers(1, 2000), processors=st.integers(1, 200))
-def test_programs_are_as_long_as_they_can_be_and_still_occupy_the_device(
-    tiles: int, sequences: int, processors: int
-) -> None:
-    from arkv.attention.triton_kernels import MOST_TILES, PROGRAMS, tiles_of_program
-
-    taken = tiles_of_program(tiles, sequences, processors)
-    assert taken in (1, 2, 4, 8)
-    assert taken <= MOST_TILES
-
-    def occupied(taken: int) -> bool:
-        return sequences * -(-tiles // taken) >= PROGRAMS * processors
-
-    assert taken == 1 or occupied(taken)
-    assert taken == MOST_TILES or taken >= tiles or not occupied(2 * taken)
-
-
-@needs_triton
-def test_the_kernels_in_the_interpreter() -> None:
-    """All of `kernels_interpreted.py`, in one process."""
-    file = Path(__file__).with_name("kernels_interpreted.py")
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", str(file)],
-        cwd=file.parents[2],
-        env=os.environ | {"TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    summary = done.stdout.splitlines()[-1]
-    assert re.search(r"\d+ passed", summary)
-    assert "skipped" not in summary
-
-
-@pytest.fixture
-def compiler_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[Any]]:
-    """Launches compile for a GPU that is not there, and do no more; what they compiled."""
-    from triton.backends.compiler import GPUTarget
-    from triton.runtime import driver
-    from triton.runtime.jit import JITFunction
-
-    class NoDevice:
-        def get_current_target(self) -> GPUTarget:
-            return GPUTarget("cuda", 90, 32)
-
-        def get_current_device(self) -> str:
-            return "none"  # the key of a cache that no real device shares
-
-        def get_current_stream(self, device: str) -> int:
-            return 0
-
-    compiled, run = [], JITFunction.run
-
-    def compile_only(self: JITFunction, *arguments: Any, warmup: bool, **keywords: Any) -> None:
-        compiled.append(run(self, *arguments, warmup=True, **keywords))
-
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(JITFunction, "run", compile_only)
-    before = driver._active
-    driver.set_active(NoDevice())
-    yield compiled
-    driver._active = before
-
-
-@needs_triton
-@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="an interpreter does not compile")
-def test_what_is_launched_compiles(compiler_only: list[Any]) -> None:
-    """The interpreter lets types pass that the compiler does not."""
-    from arkv.attention.triton_kernels import attend
-
-    for layout, capacity, scaled in (("equal", 37, False), ("unequal", 37, False), ("equal", 1, True)):
-        query, keys, values, visible, *tables, kv_heads = case(
-            layout, group=1, capacity=capacity, head_dim=128, dtype=torch.bfloat16
-        )
-        blocks = Blocks(*tables) if tables else None
-        mass, scores, *scales = rooms([query, keys, values, visible], not scaled, scaled)
-        if scaled:
-            keys, values = keys.to(torch.int8), values.to(torch.float8_e4m3fn)
-        attend(query, keys, values, visible, blocks, kv_heads, mass, scores, *scales, 132)
-    assert len(compiler_only) == 6
-    # Sixteen bytes at a time, or the bus is not kept busy.
-    reading = [kernel.asm["ptx"] for kernel in compiler_only[::2]]
-    assert all("ld.global.v4" in ptx for ptx in reading)
-
-
 # The kernels on a GPU
 
 # What is summed in another order, and what the plain functions round to the narrow type on the way.
@@ -295,6 +198,21 @@ def test_gpu_a_kernel_gives_what_the_plain_function_gives(
         all_close(got._replace(output=expected.output), expected, atol=1e-4, rtol=1e-4)
         again = operator(*arguments, BOTH)
         assert all(torch.equal(some, same) for some, same in zip(again, got, strict=True))
+
+
+@needs_gpu
+@layouts
+@pytest.mark.parametrize("group", [1, 4])
+def test_gpu_a_row_gives_the_same_bits_alone_and_in_any_batch(group: int, layout: str) -> None:
+    operator, _ = functions(layout)
+    for capacity in (144, 700):
+        arguments = case(layout, 300, 3, group, capacity, 128, torch.bfloat16, "cuda")
+        every = operator(*arguments, BOTH)
+        for rows in (slice(0, 1), slice(7, 24)):
+            # What is common to all rows is cut to none of them.
+            cut = [x[rows] if isinstance(x, Tensor) and len(x) == 300 else x for x in arguments]
+            for got, expected in zip(operator(*cut, BOTH), every, strict=True):
+                assert torch.equal(got, expected[rows])
 
 
 @needs_gpu
