@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import sys
+import warnings
 from collections.abc import Iterable
 
 
@@ -42,6 +43,15 @@ class CheckpointError(ArkvError):
 
 class MemoryLimitError(ArkvError):
     """More memory is needed than there is."""
+
+
+class ArkvWarning(UserWarning):
+    """Something went on that its owner should know of."""
+
+
+def warn(text: str) -> None:
+    """Tell in one line of something that the work goes on with."""
+    warnings.warn(text, ArkvWarning, stacklevel=3)
 
 
 class Terminated(BaseException):

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import base64
 import html
+import os
 from dataclasses import dataclass
+from pathlib import Path
 
 from PIL import Image
 from torch import Tensor
 
+from arkv.errors import ArkvError
 from arkv.estimate import format_bytes
-from arkv.pictures.files import png
+from arkv.pictures.files import png, write_whole
 from arkv.pictures.sheet import Cell, contact_sheet, in_rows
 
 SHOWN = 64
@@ -82,6 +85,26 @@ class Result:
             f'<img src="data:image/png;base64,{data}" alt="{len(self.images)} pictures" '
             f'style="max-width: 100%"><p>{more}{html.escape(str(self.stats))}</p>'
         )
+
+    def save(self, folder: str | Path) -> list[Path]:
+        """Write the pictures as `000000.png` and so on, all of them or none.
+
+        Args:
+            folder: is made if it is missing.
+
+        Returns:
+            The files, in the order of the pictures.
+
+        Raises:
+            ArkvError: there are no pictures, a file of one of these names is there, or one cannot be written.
+        """
+        if not self.images:
+            raise ArkvError("there are tokens only and no pictures to save: generate them with pixels=True")
+        paths = [Path(folder).expanduser() / f"{number:06d}.png" for number in range(len(self.images))]
+        if there := next((path for path in paths if os.path.lexists(path)), None):
+            raise ArkvError(f"{there} is there already: take another folder")
+        write_whole({path: png(image, {}) for path, image in zip(paths, self.images, strict=True)})
+        return paths
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,9 @@ import torch
 
 import arkv
 from arkv.bulk import Description
-from arkv.bulk.folder import Made
-from arkv.bulk.runner import Prepared, prepare
+from arkv.bulk.index import Made
+from arkv.bulk.prepared import Prepared, prepare
+from arkv.bulk.verification import verify
 from arkv.bulk.worker import Drawn, develop
 from arkv.jobs.recipe import Recipe
 
@@ -91,7 +92,7 @@ def main() -> None:
             folder = prepared.folder()
             written = partial(list, map(folder.write, made))
             _, writing[layout] = timed(f"{layout}: writing", asked.pictures, written)
-            timed(f"{layout}: hashes compared", asked.pictures, folder.verify)
+            timed(f"{layout}: hashes compared", asked.pictures, partial(verify, folder, prepared.texts))
             timed(f"{layout}: index read", asked.pictures, prepared.folder)
             lines = (prepared.out / "index.jsonl").stat().st_size
             print(f"{layout + ': index':30} {lines / asked.pictures:13.0f} bytes")

@@ -38,6 +38,8 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | N
     """
     groups = query.shape[2] // key.shape[2]
     query = query.transpose(1, 2) * query.shape[-1] ** -0.5
+    if mask is not None:
+        value = value.masked_fill(~mask[:, :, None, None], 0)  # a weight of zero would not hide a NaN
     key, value = (x.transpose(1, 2).repeat_interleave(groups, dim=1) for x in (key, value))
     tokens = query.shape[2]
     edges = [tokens * i // QUERY_BLOCKS for i in range(QUERY_BLOCKS + 1)]
@@ -103,6 +105,8 @@ def slot_attention(
     scores = scores_of(query, keys)
     # A head that sees nothing would spread its weight evenly.
     weights = scores.masked_fill(hidden, MASKED).softmax(-1).masked_fill(hidden, 0)
+    # What is hidden is left out, not multiplied by zero: that would make NaN of a NaN.
+    values = values.masked_fill(hidden[:, :, 0, :, None], 0)
     output = weighted_sum(weights, values).flatten(1, 2)
 
     def by_slot(x: Tensor) -> Tensor:
@@ -198,6 +202,7 @@ def ragged_attention(
     by_head = torch.where(member, weights[:, None], 0)
     # A head that sees nothing has no sum.
     sums = by_head.sum(-1).clamp(min=torch.finfo(torch.float32).tiny)
+    values = values.masked_fill(hidden.transpose(1, 2), 0)  # as in `slot_attention`
     output = (by_head.flatten(1, 2).to(values.dtype) @ values).float() / sums.flatten(1)[..., None]
     mass = (weights / of_owner(sums)).sum(1) if "mass" in needs else None
     raw = scores.masked_fill(hidden, 0).sum(1) if "scores" in needs else None

@@ -1,45 +1,43 @@
-"""The folder that a job is drawn into: which files are done, who works in it, and what is wrong with it."""
+"""The folder that a job is drawn into: which files are done, and what is wrong with them.
+
+Nothing in it is trusted but what the job itself says. Names come from the job, never from the index; a row
+that names anything else ends the run before a file is touched.
+"""
 
 from __future__ import annotations
 
-import errno
-import hashlib
-import itertools
 import os
-import time
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+from arkv.bulk.earlier import all_lines, changed_prompts, is_known, part_name, parts, read
+from arkv.bulk.index import ForeignRowError, Index, Made, is_archive
 from arkv.bulk.log import read_events
 from arkv.errors import ArkvError
 from arkv.jobs.job import Job
-from arkv.jobs.journal import Journal, check_settings, read_journal
-from arkv.pictures.files import in_threads, write_whole
-from arkv.pictures.layouts import PictureFile
+from arkv.jobs.journal import Lines, NoHeader, append, check_settings, cut, line_of, set_aside
+from arkv.pictures.files import (
+    NotAFile,
+    check_folders,
+    check_place,
+    delete,
+    hash_of,
+    make_folder,
+    size_of,
+    told,
+    write_whole,
+)
+from arkv.pictures.names import shortened
 
-INDEX = "index.jsonl"
-LOG = "log.jsonl"
-LOCK = ".lock"
-READ = 1000  # files that are to be read at a time
-PATIENCE = 1.0  # seconds that somebody may look whether a folder is in use
+ARCHIVES = "archives"
+"""What an index says in its first line of files that are made of all pictures."""
 
-
-@dataclass(frozen=True)
-class Made:
-    """A file that is to be written.
-
-    Attributes:
-        file: its name.
-        content: its bytes; None if no picture for it could be drawn.
-        row: its line in the index.
-    """
-
-    file: str
-    content: bytes | None
-    row: dict[str, Any]
+WEIGHTS = "weights"
+"""What the account says of the weights, where they have been loaded; a driver that has not does not know."""
 
 
 class Folder:
@@ -56,10 +54,15 @@ class Folder:
         part: number of the index that is written to.
 
     Attributes:
-        rows: what is done, by file.
+        index: what is done.
+        unexpected: places of files that are there and not, or not in that size, in the index.
+        unread: why files cannot even be looked at, by name.
+        differing: names of files that were drawn again and are others than they were.
+        logged: how many of those have been told of.
 
     Raises:
-        ArkvError: the folder holds something else, was begun with other settings, or cannot be written.
+        ArkvError: the folder holds something else, was begun with other settings, or cannot be written; or
+            the index names what this job would not write. Nothing has been touched then.
     """
 
     def __init__(
@@ -70,53 +73,210 @@ class Folder:
         facts: Mapping[str, Any],
         part: int = 0,
     ) -> None:
-        check_folder(path)
-        self.path, self.job = path, job
-        settings = {**job.settings, **account}
-        self._journal = Journal(path / part_name(part), settings, facts, key="file")
-        self.rows = dict(self._journal.rows)
+        self.path, self.job, self.part = path, job, part
+        self.index, self.differing, self.logged = Index(job), list[str](), 0
+        self._settings = {**job.settings, **account}
+        self._run = {**facts, **self._settings}
         self._read: dict[Path, int] = {}
-        for other in parts(path):
-            if other != self._journal.path:
-                run, rows, self._read[other] = read_journal(other, "file")
-                check_settings(other, run, settings)
-                self.rows |= rows
-        if part == 0:
-            self._prepare()
+        self._done, self.unexpected = bytearray(len(job.files)), array("q")
+        self.unread: dict[str, str] = {}
+        self._last, self._is_sorted, self._is_changed = -1, True, False
+        self._folders: set[str] = set()
+        self._archives: dict[str, dict[str, Any]] = {}
+        mine = path / part_name(part)
+        try:
+            damaged, torn = self._load(mine)
+            self._look()
+        except OSError as error:
+            raise ArkvError(f"cannot read {error.filename or path}: {told(error)}") from None
+        try:
+            for index, lines in damaged.items() if part == 0 else ():
+                set_aside(index, lines)
+            if mine not in self._read:
+                write_whole({mine: line_of({"run": self._run})}, path)
+            elif mine in torn:
+                cut(mine, self._read[mine])
+            if part == 0:
+                self._prepare()
+        except OSError as error:
+            raise ArkvError(f"cannot write {error.filename or path}: {told(error)}") from None
+        self._is_changed |= bool(damaged)
+
+    def _load(self, mine: Path) -> tuple[dict[Path, dict[int, bytes]], set[Path]]:
+        """Read all indexes; the lines that cannot be read, and which files have half a last line."""
+        damaged, torn = dict[Path, dict[int, bytes]](), set[Path]()
+        for path in parts(self.path):
+            if not size_of(path):
+                continue
+            lines, number = Lines(path), 1
+            try:
+                for number, line, row in lines.rows(partial(self._check, path)):
+                    position = self.index.take(row)
+                    if position is None:
+                        lines.damaged[number] = line
+                    elif path == mine:
+                        self._note_order(row)
+            except ForeignRowError as error:
+                raise ArkvError(
+                    f"{path}, line {number}: {error}; nothing was touched: see who has written it, and take "
+                    "the line out, or take another folder"
+                ) from None
+            except NoHeader:
+                if self.part or not is_known(self.path, self.job):
+                    raise
+                damaged[path] = all_lines(path)
+                self._is_changed = True
+                continue
+            self._read[path] = lines.complete
+            if path == mine:
+                more = {"pictures": self.job.pictures} if "pictures" in lines.run else {}
+                self._run = {**lines.run, **self._told(lines.run), **more}
+                self._is_changed |= self._run != lines.run
+            if lines.damaged:
+                damaged[path] = lines.damaged
+            if lines.torn:
+                torn.add(path)
+        return damaged, torn
+
+    def _told(self, run: Mapping[str, Any]) -> dict[str, Any]:
+        """The settings, but for weights that only an earlier run has seen."""
+        settings = dict(self._settings)
+        if settings.get(WEIGHTS) is None and WEIGHTS in settings:
+            settings[WEIGHTS] = run.get(WEIGHTS)
+        return settings
+
+    def _check(self, path: Path, run: Mapping[str, Any]) -> None:
+        """Compare what an index was begun with; more prompts than there are no difference."""
+        settings = self._told(run)
+        if run.get(WEIGHTS) is None:
+            settings.pop(WEIGHTS, None)
+        for name, archive in dict(run.get(ARCHIVES) or {}).items():
+            if self.job.placing.side_of(name) is None:
+                raise ForeignRowError(f"it names {shortened(name)}, which this job would not write")
+            if is_archive(archive):
+                self._archives[name] = archive
+        if self.job.includes(run):
+            settings = {
+                name: value for name, value in settings.items() if name not in ("prompts", "extended")
+            }
+        remedy = "take another folder"
+        if "prompts" in settings and (changed := changed_prompts(path, run, self.job)):
+            remedy = f"{'; '.join(changed)}; {remedy}"
+        check_settings(path, run, settings, remedy)
+
+    def _note_order(self, row: Mapping[str, Any]) -> None:
+        least = min(row["pictures"])
+        self._is_sorted, self._last = self._is_sorted and least > self._last, least
+
+    def _look(self) -> None:
+        """Find out which files are there, and that none of them is something else; nothing is touched."""
+        root = os.fspath(self.path)  # a path for each of a million files would take longer than looking
+        for position, file in enumerate(self.job.files):
+            parent = file.file.rpartition("/")[0]
+            if parent not in self._folders:
+                check_folders(self.path / parent, self.path)
+                self._folders.add(parent)
+            try:
+                size = size_of(f"{root}/{file.file}")
+            except NotAFile as error:
+                raise ArkvError(f"cannot draw into {self.path}: {file.file}: {told(error)}") from None
+            except OSError as error:  # what cannot be looked at is neither lost nor damaged
+                self.unread[file.file] = told(error)
+                size = self.index.size(position)
+            expected = self.index.size(position)
+            if self.index.knows(position) and (expected is None or expected == size):
+                self._done[position] = 1
+            elif size is not None:
+                self.unexpected.append(position)
+        for name in self.archives():
+            size_of(self.path / name)
+        for name in self.job.placing.beside(self.job.prompts):
+            check_place(self.path / name, self.path)
+
+    def archives(self) -> set[str]:
+        """Names of what is made of all pictures, by this run or by one before."""
+        mine = self.job.placing.archive(self.job.npz_side)
+        return {*self._archives, *(() if mine is None else (mine,))}
+
+    def archive_digest(self, name: str) -> str | None:
+        """SHA-256 of what is made of all pictures; None if nobody has said."""
+        return self._archives[name]["sha256"] if name in self._archives else None
 
     def _prepare(self) -> None:
-        """Make what has to be there even if no picture can be drawn."""
-        for folder in {(self.path / file.file).parent for file in self.job.files}:
-            folder.mkdir(parents=True, exist_ok=True)
+        """Make what has to be there even if no picture can be drawn, and mend it where it is another."""
+        for parent in self._folders:
+            make_folder(self.path / parent)
         for name, content in self.job.placing.beside(self.job.prompts).items():
-            if not (self.path / name).exists():
-                write_whole({self.path / name: content})
+            path = self.path / name
+            if size_of(path) != len(content) or read(path) != content:
+                write_whole({path: content}, self.path)
 
-    def missing(self) -> list[PictureFile]:
-        """The files that are yet to be drawn, in order. One that was deleted or cut short is."""
-        return [file for file in self.job.files if not self.has(file.file)]
+    def missing(self) -> list[int]:
+        """The places of the files that are yet to be drawn, in order."""
+        return [position for position, done in enumerate(self._done) if not done]
 
-    def verify(self) -> list[str]:
-        """Compare every file with its hash; forget and delete those that differ.
+    def missing_pictures(self) -> int:
+        """How many pictures are in those."""
+        return sum(len(self.job.files[position].pictures) for position in self.missing())
 
-        Returns:
-            The names of those.
+    def is_done(self, position: int) -> bool:
+        """Whether a file is there as the index says, or none of its pictures could be drawn."""
+        return bool(self._done[position])
+
+    @property
+    def weights(self) -> str | None:
+        """What pictures are drawn with, if anybody has said."""
+        weights = self._run.get(WEIGHTS)
+        return weights if isinstance(weights, str) else None
+
+    def reject(self, position: int) -> None:
+        """Have a file count as missing."""
+        self._done[position] = 0
+
+    def adopt(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Take up files that are there, and that the index does not know."""
+        if rows:
+            append(self.path / part_name(self.part), map(line_of, rows))
+        for row in rows:
+            self._keep(row)
+
+    def drop_archive(self, name: str) -> None:
+        """Forget what was made of all pictures, and delete it.
 
         Raises:
-            ArkvError: one cannot be deleted.
+            ArkvError: it cannot be deleted.
         """
-        bad = []
-        rows = iter(list(self.rows.values()))
-        while some := list(itertools.islice(rows, READ)):
-            same = in_threads(lambda row: _is_the_same(self.path, row), some)
-            bad += [row["file"] for row, unchanged in zip(some, same, strict=True) if not unchanged]
-        for name in bad:
-            del self.rows[name]
-            try:
-                (self.path / name).unlink(missing_ok=True)
-            except OSError as error:
-                raise ArkvError(f"cannot delete {self.path / name}: {error.strerror}") from None
-        return bad
+        self._is_changed |= self._archives.pop(name, None) is not None
+        delete(self.path / name)
+
+    def learn(self, weights: str) -> None:
+        """Take note of the weights that pictures are drawn with.
+
+        Raises:
+            ArkvError: others were used before.
+        """
+        known = self.weights
+        if known is None:
+            self._run[WEIGHTS] = weights
+            self._is_changed = True
+        elif known != weights:
+            raise ArkvError(
+                f"{self.path} was begun with other settings: weights is {known} there and {weights} here; "
+                "take another folder"
+            )
+
+    def forget_failures(self) -> int:
+        """Have the pictures that could not be drawn count as missing.
+
+        Returns:
+            How many they are.
+        """
+        count = len(self.index.failures())
+        for position in self.index.with_failures():
+            self.index.forget(position)
+            self._done[position] = 0
+        self._is_changed |= count > 0
+        return count
 
     def write(self, made: Iterable[Made]) -> int:
         """Write files and then their lines, so that a line never speaks of a file that is not there.
@@ -130,17 +290,38 @@ class Folder:
         Raises:
             ArkvError: one cannot be written.
         """
-        new = [each for each in made if not self.has(each.file)]
-        write_whole({self.path / each.file: each.content for each in new if each.content is not None})
-        # A file that was deleted has its line already.
-        if rows := [each.row for each in new if self.rows.get(each.file) != each.row]:
-            self._journal.append(*rows)
-            self.rows |= {row["file"]: row for row in rows}
-        return sum(len(each.row["pictures"]) for each in new)
+        new = [each for each in made if self._is_new(each.row)]
+        write_whole(
+            {self.path / each.file: each.content for each in new if each.content is not None}, self.path
+        )
+        # A file that was deleted and is the same again has its line already.
+        if rows := [each.row for each in new if not self._says(each.row)]:
+            append(self.path / part_name(self.part), map(line_of, rows))
+        return sum(self._keep(each.row) for each in new)
 
-    def has(self, file: str) -> bool:
-        """Whether a file is done."""
-        return _is_there(self.path, self.rows.get(file))
+    def _is_new(self, row: Mapping[str, Any]) -> bool:
+        entry = self.index.read(row)
+        return entry is not None and not self._done[entry.position]
+
+    def _says(self, row: Mapping[str, Any]) -> bool:
+        """Whether the index has the same row of a file."""
+        entry = self.index.read(row)
+        return entry is not None and self.index.entry(entry.position) == entry
+
+    def _keep(self, row: Mapping[str, Any]) -> int:
+        """Count a file as done; its pictures if it was not."""
+        entry = self.index.read(row)
+        if entry is None:
+            return 0
+        before = self.index.entry(entry.position)
+        if before != entry:
+            self.index.take(row)
+            self._note_order(row)
+            if before is not None and before.digest is not None is not entry.digest:
+                self.differing.append(row["file"])
+        is_new = not self._done[entry.position]
+        self._done[entry.position] = 1
+        return len(row["pictures"]) if is_new else 0
 
     def refresh(self, others: Iterable[int]) -> int:
         """Take in what other processes have finished meanwhile.
@@ -150,15 +331,20 @@ class Folder:
 
         Returns:
             Pictures.
+
+        Raises:
+            ArkvError: they have other weights than those before.
         """
         count = 0
         for part in others:
             other = self.path / part_name(part)
             rows, self._read[other] = read_events(other, self._read.get(other, 0))
             for row in rows:
-                if "file" in row and self.rows.get(row["file"]) != row:
-                    self.rows[row["file"]] = row
-                    count += len(row["pictures"])
+                if isinstance(run := row.get("run"), dict):
+                    if run.get(WEIGHTS) is not None:
+                        self.learn(run[WEIGHTS])
+                else:
+                    count += self._keep(row)
         return count
 
     def merge(self) -> None:
@@ -167,160 +353,46 @@ class Folder:
         Raises:
             ArkvError: it cannot be written.
         """
-        ordered = sorted(self.rows.values(), key=lambda row: min(row["pictures"]))
-        others = [path for path in parts(self.path) if path != self._journal.path]
-        if others or ordered != list(self._journal.rows.values()):
-            self._journal.replace(ordered)
+        mine = self.path / part_name(self.part)
+        others = [path for path in parts(self.path) if path != mine]
+        if others or self._is_changed or not self._is_sorted:
+            write_whole({mine: self._write_rows}, self.path)
+            self._is_changed, self._is_sorted = False, True
         for path in others:
             self._read.pop(path, None)
             with suppress(OSError):
                 path.unlink()
 
+    def _write_rows(self, file: BinaryIO) -> None:
+        archives = {ARCHIVES: self._archives} if self._archives else {}
+        run = {name: value for name, value in self._run.items() if name != ARCHIVES}
+        file.write(line_of({"run": {**run, **archives}}))
+        for row in self.index.rows():
+            file.write(line_of(row))
+
     def failures(self) -> dict[int, str]:
         """Why there is no picture, by number."""
-        return {
-            int(number): reason
-            for row in self.rows.values()
-            for number, reason in row.get("failed", {}).items()
-        }
+        return self.index.failures()
 
     def finish(self) -> None:
-        """Write what is made of all pictures.
+        """Write what is made of all pictures, unless it is there and of these.
 
         Raises:
             ArkvError: a picture is lacking, or a file cannot be read or written.
         """
-        done = [file for file in self.job.files if "sha256" in self.rows[file.file]]
-        if done:
-            self.job.placing.finish(
-                self.path, sorted(done, key=lambda file: file.pictures), self.job.npz_side
-            )
-
-
-class InUse:
-    """Holds a folder while it is worked in, until it is released or the process ends.
-
-    Args:
-        path: of the folder, which is made if it is missing.
-        shared: whether other workers may hold it, too.
-
-    Raises:
-        ArkvError: somebody else holds it, or it cannot be made.
-    """
-
-    def __init__(self, path: Path, shared: bool = False) -> None:
-        self._path, self._lock, self._made = path, path / LOCK, not path.exists()
-        self._descriptor: int | None = None
-        self._exclusive = False
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            self.hold(shared)
-        except OSError as error:
-            raise ArkvError(f"cannot write {path}: {error.strerror}") from None
-        except ArkvError:
-            self.release()
-            raise
-
-    def hold(self, shared: bool) -> None:
-        """Hold it for oneself, or together with others.
-
-        Raises:
-            ArkvError: somebody else holds it.
-            OSError: it cannot be written to.
-        """
-        try:
-            import fcntl
-        except ImportError:  # not on this system
-            return
-        kind = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB
-        deadline = time.monotonic() + PATIENCE
-        while True:
-            if self._descriptor is None:
-                # Over NFS, only a file that is open for writing can be held for oneself.
-                self._descriptor = os.open(self._lock, os.O_RDWR | os.O_CREAT, 0o644)
-            try:
-                fcntl.flock(self._descriptor, kind)
-            except OSError as error:
-                if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                    return  # a file system without locks is no reason to stop
-                if time.monotonic() > deadline:
-                    raise ArkvError(f"another run is drawing into {self._path}: wait for its end") from None
-                time.sleep(PATIENCE / 20)
+        placing, account = self.job.placing, ""
+        for name in self.archives():
+            account = account or self.index.account()
+            if self._archives.get(name, {}).get("of") == account:
                 continue
-            self._exclusive = not shared
-            with suppress(OSError):
-                if os.fstat(self._descriptor).st_ino == self._lock.stat().st_ino:
-                    return
-            # Whoever held it has deleted the file.
-            os.close(self._descriptor)
-            self._descriptor = None
-
-    def release(self) -> None:
-        """Let others in. A folder that was made and has nothing in it is gone again."""
-        if self._descriptor is not None:
-            if self._exclusive:
-                with suppress(OSError):
-                    self._lock.unlink()
-            os.close(self._descriptor)
-            self._descriptor = None
-        if self._made:
-            with suppress(OSError):
-                self._path.rmdir()
-
-    def __enter__(self) -> InUse:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
-
-
-def part_name(part: int) -> str:
-    """Name of the index that a worker writes."""
-    return INDEX if part == 0 else f"index-{part:05d}.jsonl"
-
-
-def parts(path: Path) -> list[Path]:
-    """The indexes of a folder that are there."""
-    return sorted(found for found in path.glob("index*.jsonl") if found.name == INDEX or found.name[5] == "-")
-
-
-def check_folder(path: Path) -> None:
-    """Find out whether a folder can hold a job, before anything is loaded.
-
-    Raises:
-        ArkvError: it is a file, or holds what no job has written, which an evaluator would count as well.
-    """
-    if path.exists() and not path.is_dir():
-        raise ArkvError(f"cannot write {path}: expected a folder, and it is a file")
-    # In this order, because another worker may just be beginning.
-    if path.is_dir() and any(p.name[0] != "." for p in path.iterdir()) and not parts(path):
-        raise ArkvError(f"{path} is not empty and has no {INDEX} of an earlier run: take another folder")
-
-
-def units_with(units: Iterable[Sequence[PictureFile]], missing: Iterable[PictureFile]) -> list[int]:
-    """Which of a job's units have files among the missing."""
-    names = {file.file for file in missing}
-    return [number for number, unit in enumerate(units) if any(file.file in names for file in unit)]
-
-
-def _is_the_same(out: Path, row: Mapping[str, Any]) -> bool:
-    if "sha256" not in row:
-        return True
-    try:
-        digest = hashlib.sha256()
-        with (out / row["file"]).open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    except OSError:
-        return False
-    return digest.hexdigest() == row["sha256"]
-
-
-def _is_there(out: Path, row: Mapping[str, Any] | None) -> bool:
-    """Whether a file is done, or none of its pictures could be drawn."""
-    if row is None:
-        return False
-    try:
-        return "bytes" not in row or (out / row["file"]).stat().st_size == row["bytes"]
-    except (OSError, KeyError):
-        return False
+            done = [place for place in self.index.ordered() if self.index.digest(place) is not None]
+            if not done:
+                self.drop_archive(name)
+                continue
+            path = self.path / name
+            pictures = [self.path / self.job.files[place].file for place in done]
+            placing.write_archive(path, pictures, placing.side_of(name) or None)
+            digest = hash_of(path, self.path).hex()
+            self._archives[name] = {"bytes": size_of(path), "sha256": digest, "of": account}
+            self._is_changed = True
+        self.merge()

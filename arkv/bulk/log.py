@@ -10,6 +10,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from arkv.jobs.journal import parsed
+from arkv.pictures.files import opened
+
 
 class EventLog:
     """A file that workers append to; a line says when, who and what.
@@ -38,12 +41,8 @@ class EventLog:
             return
         text = "".join(json.dumps(line) + "\n" for line in lines)
         # A log that cannot be written must not stop what it tells of. Workers share the file: one write.
-        with suppress(OSError):
-            descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-            try:
-                os.write(descriptor, text.encode())
-            finally:
-                os.close(descriptor)
+        with suppress(OSError), opened(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND) as file:
+            file.write(text.encode())
 
 
 class EventList(EventLog):
@@ -64,16 +63,19 @@ class EventList(EventLog):
 
 
 def read_events(path: Path, start: int = 0) -> tuple[list[dict[str, Any]], int]:
-    """The complete lines of a log from some byte on, and the byte behind them."""
+    """The complete lines of a log from some byte on, and the byte behind them.
+
+    A line that holds no JSON object is passed over: somebody was killed while writing it.
+
+    Raises:
+        OSError: it cannot be read.
+    """
     try:
-        with path.open("rb") as file:
+        with opened(path) as file:
             file.seek(start)
             content = file.read()
     except FileNotFoundError:
         return [], start
     complete = content.rfind(b"\n") + 1
-    events = []
-    for line in content[:complete].splitlines():
-        with suppress(ValueError):  # somebody was killed while writing it
-            events.append(json.loads(line))
-    return events, start + complete
+    lines = map(parsed, content[:complete].split(b"\n"))
+    return [line for line in lines if line is not None], start + complete

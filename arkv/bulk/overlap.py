@@ -11,11 +11,12 @@ import torch
 from arkv.bulk.worker import Drawn, Worker, develop
 from arkv.errors import is_out_of_memory
 from arkv.model import Model
-from arkv.pictures.layouts import PictureFile
+from arkv.pictures.files import is_out_of_threads
+from arkv.pictures.layout import PictureFile
 
 if TYPE_CHECKING:
     from arkv.bulk.folder import Folder
-    from arkv.bulk.runner import Prepared
+    from arkv.bulk.prepared import Prepared
 
 OVERLAPPING = frozenset({"cuda"})
 """Types of devices that decode while files are made; on a CPU both would want the same cores."""
@@ -74,7 +75,7 @@ def overlapped(items: Iterable[First], work: Callable[[First], Last]) -> Generat
 
     At most one item waits: who makes them faster than they are worked off is held back. Whatever ends this
     early, work that was begun is completed. Work for which the memory did not suffice is done once more while
-    nothing else is.
+    nothing else is. Where the system has no thread to give, items are made and worked off in turns.
 
     Args:
         items: made as they are asked for.
@@ -101,9 +102,17 @@ def overlapped(items: Iterable[First], work: Callable[[First], Last]) -> Generat
 
     with ThreadPoolExecutor(1) as pool:
         begun: tuple[First, Future[list[Last]]] | None = None
-        for item in items:
+        for item in (waiting := iter(items)):
             if begun is not None:
                 yield outcome(*begun)
-            begun = item, pool.submit(attempt, item)
+            try:
+                begun = item, pool.submit(attempt, item)
+            except RuntimeError as error:
+                if not is_out_of_threads(error):
+                    raise
+                pool.shutdown(cancel_futures=True)
+                yield work(item)
+                yield from map(work, waiting)
+                return
         if begun is not None:
             yield outcome(*begun)

@@ -11,6 +11,7 @@ import logging
 import signal
 import threading
 from collections.abc import Callable, Generator
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,15 +19,18 @@ import numpy
 import torch
 
 from arkv.bulk import overlap
-from arkv.bulk.folder import LOG, Made, units_with
+from arkv.bulk.earlier import LOG
+from arkv.bulk.folder import WEIGHTS
+from arkv.bulk.index import Made
 from arkv.bulk.log import EventList, EventLog
 from arkv.bulk.worker import Drawn, Worker, develop
 from arkv.decoder import Decoder
 from arkv.errors import ArkvError, is_out_of_memory
 
 if TYPE_CHECKING:
-    from arkv.bulk.folder import Folder, InUse
-    from arkv.bulk.runner import Prepared
+    from arkv.bulk.folder import Folder
+    from arkv.bulk.lock import InUse
+    from arkv.bulk.prepared import Prepared
     from arkv.model import Model
 
 OLDEST = (2, 60)
@@ -63,7 +67,7 @@ def draw(prepared: Prepared, folder: Folder, held: InUse) -> Generator[int]:
             "pip install --upgrade 'arkv[ray]', on all machines of the cluster"
         )
     description = prepared.description
-    wanted = units_with(prepared.units, folder.missing())
+    wanted = prepared.units.holding(folder.missing())
     if not wanted:
         return
     log = EventLog(prepared.out / LOG)
@@ -110,6 +114,8 @@ def draw(prepared: Prepared, folder: Folder, held: InUse) -> Generator[int]:
                 num_cpus=1,
             )
         for block in files_of.iter_batches(batch_size=None):  # as they come, a unit or some
+            for weights in set(block["weights"]):
+                folder.learn(str(weights))
             for events in block["events"]:
                 log.add(json.loads(events))
             made = zip(block["content"], map(json.loads, block["row"]), strict=True)
@@ -132,14 +138,18 @@ class DrawActor:
     """
 
     def __init__(self, prepared: Prepared, develops: bool) -> None:
-        self._prepared, self._develops = prepared, develops
+        self._given, self._develops = prepared, develops
         self._events, self._turn = EventList(), threading.Lock()
 
     @cached_property
     def _decoder(self) -> Decoder:
         # Not when the actor begins: a thread of its own makes the calls, and OpenMP keeps a team for every
         # thread that has computed. With more threads in teams than cores, all sleep where they used to spin.
-        return self._prepared.description.recipe.load_decoder()
+        return self._given.description.recipe.load_decoder()
+
+    @cached_property
+    def _prepared(self) -> Prepared:
+        return self._given.with_weights_of(self._decoder.model)
 
     @cached_property
     def _worker(self) -> Worker:
@@ -150,9 +160,10 @@ class DrawActor:
         (number,) = batch["unit"].tolist()
         with self._turn:
             drawn, events = self._worker.draw(self._prepared.units[number]), self._events.take()
+            weights = self._prepared.texts[WEIGHTS]
         if self._develops:
             return self._files(number, drawn, events)
-        told = {"numbers": list(drawn.tokens), "failed": drawn.failed, "events": events}
+        told = {"numbers": list(drawn.tokens), "failed": drawn.failed, "events": events, WEIGHTS: weights}
         tokens = [each.numpy().tobytes() for each in drawn.tokens.values()]
         return {"unit": [number], "tokens": [b"".join(tokens)], "told": [json.dumps(told)]}
 
@@ -189,7 +200,9 @@ class DevelopActor:
         rows = torch.from_numpy(numpy.frombuffer(tokens, numpy.int64).copy()).view(-1, self._prepared.tokens)
         by_number = dict(zip(told["numbers"], rows, strict=True))
         failed = {int(picture): reason for picture, reason in told["failed"].items()}
-        return _files(self._prepared, self._model, number, Drawn(by_number, failed), told["events"])
+        texts = {**self._prepared.texts, WEIGHTS: told[WEIGHTS]}
+        prepared = replace(self._prepared, texts=texts)
+        return _files(prepared, self._model, number, Drawn(by_number, failed), told["events"])
 
 
 def _files(prepared: Prepared, model: Model, number: int, drawn: Drawn, events: list[Any]) -> Batch:
@@ -200,4 +213,5 @@ def _files(prepared: Prepared, model: Model, number: int, drawn: Drawn, events: 
         "content": [each.content or b"" for each in made],
         "row": [json.dumps(each.row) for each in made],
         "events": [json.dumps(events if place == 0 else []) for place in range(len(made))],
+        "weights": [prepared.texts[WEIGHTS]] * len(made),
     }

@@ -3,34 +3,40 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence, Sized
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from tqdm.auto import tqdm
 
 from arkv.bulk.description import Description
-from arkv.bulk.folder import INDEX, LOG, Folder, InUse, check_folder, parts, units_with
+from arkv.bulk.earlier import LOG, check_folder, continued
+from arkv.bulk.folder import Folder
+from arkv.bulk.lock import InUse
 from arkv.bulk.log import EventLog
 from arkv.bulk.overlap import draw_into
-from arkv.bulk.worker import Worker, refusal
+from arkv.bulk.prepared import Prepared, check_prompts, prepare
+from arkv.bulk.verification import verify
 from arkv.decoder import Decoder, Statistics, check_batch_size
-from arkv.decoding.sampling import Sampling
-from arkv.errors import ArkvError, PromptError, Terminated
-from arkv.jobs.job import Job
+from arkv.errors import ArkvError, Terminated, warn
+from arkv.jobs.job import check_number
 from arkv.jobs.loading import Dtype
+from arkv.jobs.recipe import Recipe
 from arkv.machine.description import describe_machine
 from arkv.machine.energy import energy_used
-from arkv.model import Model
-from arkv.pictures.layouts import PictureFile
-from arkv.pictures.prompts import Prompt
+
+MOST_WORKERS = 10_000
+
+# What writing to the standard error raises that is closed, full, gone, or of another encoding.
+NO_CONSOLE = (OSError, ValueError, AttributeError)
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,8 @@ class Summary:
         failed: why there is no picture, by number; of earlier runs, too.
         joules: used by the GPUs of this machine meanwhile; None where nobody can say.
         stats: of the decoding, where it was in this process and something was decoded.
+        unread: why files that were there could not be read, by name; they were left as they are.
+        differing: names of files that were drawn again and are others than they were.
     """
 
     job: int
@@ -54,6 +62,13 @@ class Summary:
     failed: Mapping[int, str]
     joules: float | None = None
     stats: Statistics | None = None
+    unread: Mapping[str, str] = field(default_factory=dict)
+    differing: Sequence[str] = ()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every picture of the job is there and could be read."""
+        return not self.failed and not self.unread
 
     def __str__(self) -> str:
         if not self.pictures:
@@ -65,113 +80,44 @@ class Summary:
             )
             if self.joules is not None:
                 text += f", {self.joules / self.pictures:.1f} J a picture"
-        return text + (f"; {len(self.failed)} could not be drawn" if self.failed else "")
+        if self.failed:
+            text += f"; {len(self.failed)} could not be drawn"
+        if self.unread:
+            text += f"; {_files(self.unread)} could not be read, and left as found"
+        if self.differing:
+            text += f"; {_files(self.differing)} drawn again and not the same as before"
+        return text
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """A job that is ready to be drawn, the same in every process.
-
-    Attributes:
-        description: with a batch size that is a number.
-        job: what is drawn.
-        account: what two runs must have in common beside the job.
-        sampling: how tokens are drawn.
-        texts: for every file, beside prompt and seed.
-        tokens: visual tokens of a picture.
-    """
-
-    description: Description
-    job: Job
-    account: dict[str, Any]
-    sampling: dict[str, Any]
-    texts: dict[str, str]
-    tokens: int
-
-    @property
-    def out(self) -> Path:
-        """The folder."""
-        return Path(self.description.out)
-
-    @property
-    def batch_size(self) -> int:
-        """Pictures decoded at a time."""
-        size = self.description.batch_size
-        assert isinstance(size, int)
-        return size
-
-    @cached_property
-    def units(self) -> list[list[PictureFile]]:
-        """The parts of the work."""
-        return self.job.units(self.batch_size)
-
-    def folder(self, part: int = 0, facts: Mapping[str, Any] | None = None) -> Folder:
-        """The folder, to be written to under a part's number."""
-        sizes = {"pictures": self.job.pictures, "batch_size": self.batch_size, "tokens": self.tokens}
-        return Folder(self.out, self.job, self.account, {**sizes, **(facts or {})}, part)
-
-    def worker(self, decoder: Decoder, log: EventLog) -> Worker:
-        """Someone who draws."""
-        return Worker(decoder, self.job, self.sampling, self.batch_size, log)
-
-
-def prepare(description: Description, job: Job, model: Model, decoder: Decoder | None = None) -> Prepared:
-    """Find out what is the same for all workers.
-
-    Args:
-        description: of the job.
-        job: what is drawn.
-        model: the job's; one on the meta device does.
-        decoder: finds the largest batch, where that is asked for.
-
-    Raises:
-        ArkvError: a number is out of range.
-    """
-    recipe = description.recipe
-    sampling = recipe.sampling(model)
-    given = {name: value for name, value in sampling.items() if value is not None}
-    checked = Sampling(**{**given, "top_k": given.get("top_k") or None})
-    checked.check(model.spec.vocabulary)
-    size = description.batch_size
-    check_batch_size(size)
-    if size == "auto":
-        if decoder is None:
-            raise ArkvError(
-                f"batch_size is 'auto': the engine {description.engine} needs a number, the same for all "
-                "workers; 'arkv estimate' says what a batch takes"
-            )
-        fine = [each.prompt for each in job.prompts if refusal(model, each) is None]
-        size = decoder.batch_that_fits(fine * job.samples, checked.guided) if fine else 1
-    return Prepared(
-        replace(description, batch_size=size),
-        job,
-        recipe.account(model),
-        sampling,
-        recipe.texts(model),
-        model.spec.grid.tokens,
-    )
+def _files(names: Sized) -> str:
+    return f"{len(names)} file{'s' * (len(names) != 1)}"
 
 
 def run(
     description: Description,
     *,
     resume: bool = False,
+    retry_failed: bool = False,
     strict: bool = False,
     log: bool = True,
     facts: Mapping[str, Any] | None = None,
     progress: bool = False,
+    decoder: Decoder | None = None,
 ) -> Summary:
     """Draw the pictures of a job that are not there yet.
 
     Args:
         description: of the job.
         resume: go on with what an earlier run has left, whose files are compared with their hashes; without,
-            a folder that was begun is refused.
+            a folder that was begun is refused. Prompts that were added behind the others are drawn, too.
+        retry_failed: try pictures once more that could not be drawn.
         strict: look at every prompt before the first picture is begun, and refuse to begin if one is bad;
             without, its pictures are listed as failed.
         log: keep `log.jsonl` in the folder.
         facts: what else the index says of the run that began it; ready for JSON.
         progress: show a bar.
+        decoder: draws the pictures, in place of one that is loaded for the job; for the engine in-process.
+            The recipe then says how tokens are drawn, and nothing of model, policy and arithmetic.
 
     Raises:
         ArkvError: the folder holds something else, was begun with other settings, or is in use; a file cannot
@@ -179,17 +125,23 @@ def run(
         Terminated: the process was told to end by SIGTERM.
     """
     job, out = description.job(), Path(description.out)
-    check_folder(out)
-    if out.is_dir() and parts(out) and not resume:
-        raise ArkvError(
-            f"{out} has an {INDEX} of an earlier run: go on with --resume, or take another folder"
-        )
+    check_folder(out, job, resume)
     check_batch_size(description.batch_size)
-    _check_engine(description)
+    _check_engine(description, decoder)
     with InUse(out) as held, _terminable():
+        job = continued(out, job)
         events = EventLog(out / LOG if log else None)
+        opened = partial(_opened, events=events, facts=facts or {}, retry_failed=retry_failed)
         if description.engine == "in-process":
-            return _in_process(description, job, events, facts or {}, strict, progress)
+            loaded = description.recipe.load_decoder() if decoder is None else decoder
+            if decoder is not None:
+                description = replace(description, recipe=_recipe_of(decoder, description.recipe))
+            if strict:
+                check_prompts(loaded.model, job.prompts)
+            prepared = prepare(
+                description, job, loaded.model, loaded, None if decoder is None else decoder.policy
+            )
+            return _in_process(prepared, loaded, opened(prepared), events, progress)
         from arkv.bulk import ray_data, torchrun
 
         draw = {"torchrun": torchrun.draw, "ray": ray_data.draw}[description.engine]
@@ -202,50 +154,62 @@ def run(
         if strict:
             check_prompts(model, job.prompts)
         prepared = prepare(description, job, model)
-        folder = _opened(prepared, events, facts or {})
+        folder = opened(prepared)
         return _supervised(prepared, folder, events, progress, lambda: draw(prepared, folder, held))
 
 
 def _in_process(
-    description: Description,
-    job: Job,
-    events: EventLog,
-    facts: Mapping[str, Any],
-    strict: bool,
-    progress: bool,
+    prepared: Prepared, decoder: Decoder, folder: Folder, events: EventLog, progress: bool
 ) -> Summary:
-    decoder = description.recipe.load_decoder()
-    if strict:
-        check_prompts(decoder.model, job.prompts)
-    prepared = prepare(description, job, decoder.model, decoder)
-    folder = _opened(prepared, events, facts)
     worker = prepared.worker(decoder, events)
 
     def draw() -> Generator[int]:
-        numbers = units_with(prepared.units, folder.missing())
+        numbers = prepared.units.holding(folder.missing())
         yield from draw_into(folder, prepared, decoder.model, worker, numbers)
 
     summary = _supervised(prepared, folder, events, progress, draw)
     return replace(summary, stats=total(worker.stats) if worker.stats else None)
 
 
-def _check_engine(description: Description) -> None:
+def _check_engine(description: Description, decoder: Decoder | None) -> None:
     """Raise `ArkvError` where workers and devices do not go together."""
     engine, workers, device = description.engine, description.workers, description.recipe.device
-    if workers is not None and workers < 1:
-        raise ArkvError(f"workers is {workers}: expected at least 1")
-    if description.pixel_workers < 0:
-        raise ArkvError(f"pixel_workers is {description.pixel_workers}: expected at least 0")
+    if workers is not None:
+        check_number("workers", workers, 1, MOST_WORKERS)
+    check_number("pixel_workers", description.pixel_workers, 0, MOST_WORKERS)
     if engine == "in-process":
         if workers not in (None, 1):
             raise ArkvError(
                 f"workers is {workers}, and the engine in-process is one: take --engine torchrun or ray"
             )
+    elif decoder is not None:
+        raise ArkvError(f"the engine {engine} loads models of its own: leave out decoder, or take in-process")
     elif ":" in device:
         raise ArkvError(f"device is {device!r}: the engine {engine} deals out devices, so say 'cuda'")
 
 
-def _opened(prepared: Prepared, events: EventLog, facts: Mapping[str, Any]) -> Folder:
+def _recipe_of(decoder: Decoder, recipe: Recipe) -> Recipe:
+    """The arithmetic of a decoder and the sampling of a recipe.
+
+    Raises:
+        ArkvError: the recipe says something that the decoder has decided.
+    """
+    sampling = {"guidance", "temperature", "top_k", "top_p", "guided_tokens"}
+    plain = Recipe()
+    for name in Recipe.__dataclass_fields__:
+        if name not in sampling and getattr(recipe, name) != getattr(plain, name):
+            raise ArkvError(f"recipe.{name} is given, and so is a decoder, which has its own: leave it out")
+    model = decoder.model
+    return replace(
+        recipe,
+        dtype=cast(Dtype, str(model.dtype).removeprefix("torch.")),
+        device=str(model.device),
+        compile=decoder.compile,
+        kv_dtype=decoder.kv_dtype,
+    )
+
+
+def _opened(prepared: Prepared, events: EventLog, facts: Mapping[str, Any], retry_failed: bool) -> Folder:
     """The folder, without what is damaged, and with one index."""
     in_process = prepared.description.engine == "in-process"
     # Where others draw, this machine may have no such device.
@@ -253,8 +217,19 @@ def _opened(prepared: Prepared, events: EventLog, facts: Mapping[str, Any]) -> F
     device = machine["device"] if in_process else prepared.description.recipe.device
     told = {"date": machine["date"], "commit": machine["commit"], "device": device}
     folder = prepared.folder(facts={**told, **facts})
-    for name in folder.verify():
-        events.write("damaged", file=name)
+    found = verify(folder, prepared.texts)
+    for event, names in (("damaged", found.damaged), ("adopted", found.adopted), ("renamed", found.renamed)):
+        for name in names:
+            events.write(event, file=name)
+    for name, reason in found.unread.items():
+        events.write("unread", file=name, reason=reason)
+    for text in found.told(folder.path):
+        warn(text)
+    if retry_failed:
+        folder.forget_failures()
+    if folder.missing():
+        for name in folder.archives():
+            folder.drop_archive(name)
     folder.merge()
     return folder
 
@@ -268,7 +243,7 @@ def _supervised(
 ) -> Summary:
     """Let an engine draw what is missing, and tell of it."""
     job, description = prepared.job, prepared.description
-    missing = sum(len(file.pictures) for file in folder.missing())
+    missing = folder.missing_pictures()
     events.write(
         "begin",
         engine=description.engine,
@@ -277,14 +252,12 @@ def _supervised(
         batch_size=prepared.batch_size,
     )
     failed_before, begun = set(folder.failures()), time.perf_counter()
-    with (
-        energy_used() as energy,
-        tqdm(total=job.pictures, initial=job.pictures - missing, unit="picture", disable=not progress) as bar,
-    ):
+    with energy_used() as energy, shown(job.pictures, job.pictures - missing, progress) as count_up:
         try:
             with closing(draw()) as counts:
                 for count in counts:
-                    bar.update(count)
+                    count_up(count)
+                    tell_differing(folder, events)
         except BaseException as error:
             events.write("stopped", kind=type(error).__name__, reason=str(error))
             raise
@@ -294,7 +267,10 @@ def _supervised(
     failed = folder.failures()
     pictures = missing - len(failed.keys() - failed_before)
     tokens = pictures * prepared.tokens
-    summary = Summary(job.pictures, pictures, tokens, seconds, failed, joules)
+    differing = tuple(folder.differing)
+    summary = Summary(
+        job.pictures, pictures, tokens, seconds, failed, joules, None, dict(folder.unread), differing
+    )
     events.write(
         "end",
         pictures=pictures,
@@ -303,18 +279,39 @@ def _supervised(
         joules=summary.joules,
         failed=len(failed),
     )
+    if differing:
+        warn(
+            f"{folder.path}: {_files(differing)} drawn again and not the same as before ({differing[0]}): "
+            "was that on another machine, or with another library?"
+        )
     return summary
 
 
-def check_prompts(model: Model, prompts: Sequence[Prompt]) -> None:
-    """Look at every prompt before the first picture is begun.
+def tell_differing(folder: Folder, events: EventLog) -> None:
+    """Log the files that were drawn again and are others than they were, each once."""
+    while folder.logged < len(folder.differing):
+        events.write("differs", file=folder.differing[folder.logged])
+        folder.logged += 1
 
-    Raises:
-        PromptError: one is not one that the model can take; says where it stands.
-    """
-    for prompt in {each.prompt: each for each in reversed(prompts)}.values():
-        if (error := refusal(model, prompt)) is not None:
-            raise PromptError(f"{prompt.where}: {error}")
+
+@contextmanager
+def shown(total: int, there: int, progress: bool) -> Iterator[Callable[[int], None]]:
+    """A bar, and how to move it; no harm is done where nothing can be shown."""
+    bar: Any = None
+    with suppress(*NO_CONSOLE):
+        bar = tqdm(total=total, initial=there, unit="picture", disable=not progress or sys.stderr is None)
+
+    def count_up(count: int) -> None:
+        with suppress(*NO_CONSOLE):
+            if bar is not None:
+                bar.update(count)
+
+    try:
+        yield count_up
+    finally:
+        with suppress(*NO_CONSOLE):
+            if bar is not None:
+                bar.close()
 
 
 def total(parts: Sequence[Statistics]) -> Statistics:

@@ -1,7 +1,8 @@
 """A job on all GPUs of a machine: a process each, under torchrun, which starts those again that die.
 
 Every worker draws the units whose number, divided by the number of workers, leaves its own: nobody has to
-hand out work, and what a worker that died has left undone is found missing by its successor.
+hand out work, and what a worker that died has left undone is found missing by its successor. A worker that
+gives no sign of life any more is ended, as if it had died.
 
 On several machines with a file system in common, start the workers on each of them yourself:
 `torchrun --nnodes 2 --nproc-per-node 8 ... -m arkv.bulk.torchrun job.yaml`; afterwards
@@ -14,23 +15,26 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
 import time
+import uuid
 from collections.abc import Generator
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
-from arkv.errors import ArkvError
+from arkv.bulk.signs import DRIVER, GROUP, Signs, Watched, identity, sign_of
+from arkv.errors import ArkvError, warn
 
 if TYPE_CHECKING:
-    from arkv.bulk.folder import Folder, InUse
-    from arkv.bulk.runner import Prepared
+    from arkv.bulk.folder import Folder
+    from arkv.bulk.lock import InUse
+    from arkv.bulk.prepared import Prepared
 
 RESTARTS = 3
 LOOK_EVERY = 0.5  # seconds
 LAST_WORDS = 2000  # characters
-DRIVER = "ARKV_DRIVER"
-"""Environment variable with the file that a driver holds as long as it lives."""
+LAST_SECONDS = 3.0  # that workers have to end when they are told to
+JOB = ".job.yaml"
 
 
 def draw(prepared: Prepared, folder: Folder, held: InUse) -> Generator[int]:
@@ -49,37 +53,64 @@ def draw(prepared: Prepared, folder: Folder, held: InUse) -> Generator[int]:
     """
     import yaml
 
+    from arkv.pictures.files import delete, write_whole
+
     if not folder.missing():
         return
     description = prepared.description
     workers = _workers(description.workers, description.recipe.device)
-    with tempfile.TemporaryDirectory() as place:
-        job, alive, said = (Path(place) / name for name in ("job.yaml", "driver", "said"))
-        job.write_text(yaml.safe_dump(description.values()), encoding="utf-8")
-        launch = ["--standalone", "--nproc-per-node", str(workers), "--max-restarts", str(RESTARTS)]
-        module = ["-m", "arkv.bulk.torchrun", str(job)]
-        command = [sys.executable, "-m", "torch.distributed.run", *launch, *module]
-        with alive.open("w") as living, said.open("w") as log:
-            _lock(living.fileno())
-            held.hold(shared=True)
-            environment = {**os.environ, DRIVER: str(alive)}
-            process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
-            try:
-                while process.poll() is None:
-                    time.sleep(LOOK_EVERY)
-                    yield folder.refresh(range(1, workers + 1))
-            finally:
-                process.terminate()  # torchrun ends its workers
-                process.wait()
+    # Beside the pictures, because somebody may empty the folder for temporary files meanwhile.
+    job, group = prepared.out / JOB, uuid.uuid4().hex
+    write_whole({job: yaml.safe_dump(description.values()).encode()}, prepared.out)
+    launch = ["--standalone", "--nproc-per-node", str(workers), "--max-restarts", str(RESTARTS)]
+    command = [sys.executable, "-m", "torch.distributed.run", *launch, "-m", "arkv.bulk.torchrun", str(job)]
+    signs = [sign_of(prepared.out, rank + 1) for rank in range(workers)]
+    watched = Watched(signs)
+    with tempfile.TemporaryFile() as said:
+        held.hold(group)
+        environment = {**os.environ, DRIVER: identity(os.getpid()), GROUP: group}
+        process = subprocess.Popen(command, stdout=said, stderr=said, env=environment)
+        try:
+            while process.poll() is None:
+                time.sleep(LOOK_EVERY)
+                yield folder.refresh(range(1, workers + 1))
+                for worker, seconds in watched.end_the_silent():
+                    warn(f"worker {worker} gave no sign of life for {seconds:.0f} s and was ended")
+        finally:
+            _end(process, watched)
+            for file in (job, *signs):
+                delete(file)
         yield folder.refresh(range(1, workers + 1))
-        words = said.read_text(errors="replace")
-    held.hold(shared=False)
+        words = _words(said)
+    held.hold()
     if missing := folder.missing():
         reasons = [line for line in words.splitlines() if "arkv: error: " in line]
         told = reasons[-1].partition("arkv: error: ")[2] if reasons else " ".join(words.split())[-LAST_WORDS:]
         raise ArkvError(
             f"the workers ended, and {len(missing)} of {len(prepared.job.files)} files are missing: {told}"
         )
+
+
+def _end(process: subprocess.Popen[bytes], watched: Watched) -> None:
+    """End torchrun and its workers, in a few seconds even if some of them do not listen."""
+    if process.poll() is not None:
+        return
+    process.terminate()  # torchrun ends its workers
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(LAST_SECONDS)
+        return
+    watched.end_all()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(LAST_SECONDS)
+        return
+    process.kill()
+    process.wait()
+
+
+def _words(said: IO[bytes]) -> str:
+    """The end of what torchrun and the workers have printed."""
+    said.seek(max(0, said.seek(0, os.SEEK_END) - 100 * LAST_WORDS))
+    return said.read().decode(errors="replace")
 
 
 def _workers(wanted: int | None, device: str) -> int:
@@ -94,70 +125,50 @@ def _workers(wanted: int | None, device: str) -> int:
     return wanted or there
 
 
-def _lock(descriptor: int) -> bool:
-    """Hold an open file, until it is closed or the process ends; whether nobody else did."""
-    import fcntl
-
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
-
-
-def _end_with_driver() -> None:
-    """End this process as soon as its driver or torchrun's agent is gone, even if they were killed."""
-    parent, alive = os.getppid(), os.environ.get(DRIVER)
-
-    def is_gone() -> bool:
-        if os.getppid() != parent:
-            return True
-        if alive is None:  # torchrun was started by hand
-            return False
-        try:
-            with open(alive, "r+") as driver:
-                return _lock(driver.fileno())
-        except OSError:
-            return True
-
-    def watch() -> None:
-        while not is_gone():
-            time.sleep(LOOK_EVERY)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+def _group() -> str:
+    """What the workers of this group have in common, and no others."""
+    identifier = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    return os.environ.get(GROUP) or (place if identifier == "none" else identifier)
 
 
 def main() -> int:
     """Be a worker, in an environment that torchrun has made."""
-    _end_with_driver()
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    signs = Signs(rank + 1)
     import torch
 
     from arkv.bulk.description import read_description
-    from arkv.bulk.folder import LOG, InUse, units_with
+    from arkv.bulk.earlier import LOG, continued
+    from arkv.bulk.lock import InUse
     from arkv.bulk.log import EventLog
     from arkv.bulk.overlap import draw_into
-    from arkv.bulk.runner import prepare
+    from arkv.bulk.prepared import prepare
+    from arkv.bulk.runner import tell_differing
 
-    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    description = read_description(Path(sys.argv[1]))
-    events = EventLog(Path(description.out) / LOG, rank + 1)
+    events = EventLog(None, rank + 1)
     try:
+        description = read_description(Path(sys.argv[1]))
+        out = Path(description.out)
+        events = EventLog(out / LOG, rank + 1)
         if description.recipe.device == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         job = description.job()
-        with InUse(Path(description.out), shared=True):
+        with InUse(out, _group()), signs.given_in(out):
+            job = continued(out, job)
             decoder = description.recipe.load_decoder()
             prepared = prepare(description, job, decoder.model)
             folder = prepared.folder(rank + 1)
             worker = prepared.worker(decoder, events)
-            missing = units_with(prepared.units, folder.missing())
-            mine = [number for number in missing if number % world == rank]
+            mine = [number for number in prepared.units.holding(folder.missing()) if number % world == rank]
             for _ in draw_into(folder, prepared, decoder.model, worker, mine):
-                pass
+                signs.progress()
+                if DRIVER not in os.environ:
+                    tell_differing(folder, events)
     except ArkvError as error:
         events.write("stopped", kind=type(error).__name__, reason=str(error))
-        sys.stderr.write(f"arkv: error: {error}\n")
+        with suppress(OSError, ValueError, AttributeError):
+            sys.stderr.write(f"arkv: error: {error}\n")
         return 1
     return 0
 

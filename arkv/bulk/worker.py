@@ -12,7 +12,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from arkv.bulk.folder import Made
+from arkv.bulk.index import Made
 from arkv.bulk.log import EventLog
 from arkv.decoder import Decoder, Result, Statistics, images
 from arkv.errors import ArkvError, NumericalError, PromptError, is_out_of_memory
@@ -20,7 +20,7 @@ from arkv.jobs.job import Job
 from arkv.machine.instruments import used_memory
 from arkv.model import Model
 from arkv.pictures.files import in_threads
-from arkv.pictures.layouts import Picture, PictureFile
+from arkv.pictures.layout import Picture, PictureFile
 from arkv.pictures.prompts import Prompt
 
 NOT_ALONE = "another picture of its file could not be drawn"
@@ -184,14 +184,7 @@ def _made(
         for number in file.pictures
         if number in image_of
     ]
-    prompts = [job.prompt(number) for number in file.pictures]
-    row: dict[str, Any] = {
-        "file": file.file,
-        "pictures": list(file.pictures),
-        "seeds": [job.picture_seed(number) for number in file.pictures],
-    }
-    if len({prompt.name for prompt in prompts}) == 1:
-        row |= {"prompt": prompts[0].prompt, "name": prompts[0].name}
+    row = job.row(file)
     failed = {str(number): why_not[number] for number in file.pictures if number in why_not}
     content = None
     if pictures and (not failed or job.placing.takes_some):

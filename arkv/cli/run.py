@@ -29,6 +29,9 @@ class RunOptions(QuietOption):
         help="go on with what is there, after comparing it with its hashes; else a folder that was begun is "
         "refused",
     )
+    retry_failed: bool = option(
+        default=False, help="with --resume, try pictures once more that could not be drawn"
+    )
     status: bool = option(default=False, help="say how far it is, and draw nothing")
     schema: bool = option(
         default=False, help="print the JSON schema of the file, by which editors complete and check it"
@@ -47,6 +50,8 @@ class RunOptions(QuietOption):
     def __post_init__(self) -> None:
         if self.resume and self.status:
             raise OptionError("--status is not allowed with --resume: give one of them")
+        if self.retry_failed and not self.resume:
+            raise OptionError("--retry-failed goes on with a folder that was begun: give --resume with it")
         if self.job is None and not self.schema:
             raise OptionError("which job? give its FILE, such as job.yaml")
 
@@ -74,7 +79,13 @@ def run(given: RunOptions, typed: str) -> int | None:
     description.check()
     from arkv.bulk import run as run_job
 
-    summary = run_job(description, resume=given.resume, facts={"command": typed}, progress=not given.quiet)
+    summary = run_job(
+        description,
+        resume=given.resume,
+        retry_failed=given.retry_failed,
+        facts={"command": typed},
+        progress=not given.quiet,
+    )
     print(f"{out}: {summary}")
     write_sheet(out, given.sheet)
     return print_summary(summary, out)
@@ -86,6 +97,7 @@ COMMAND = Command(
     (
         "arkv run job.yaml",
         "arkv run job.yaml --resume",
+        "arkv run job.yaml --resume --retry-failed",
         "arkv run job.yaml --status",
         "arkv run job.yaml --engine torchrun --workers 8",
         "arkv run --schema > job.schema.json",

@@ -18,7 +18,7 @@ NOT_DRAWN = 3
 
 def print_summary(summary: Summary, out: Path) -> int:
     """Say which pictures could not be drawn; the exit status."""
-    if not summary.failed:
+    if summary.is_complete:
         return 0
     for number, reason in itertools.islice(sorted(summary.failed.items()), FAILURES_TOLD):
         print(f"picture {number}: {' '.join(str(reason).split())}")
@@ -26,6 +26,8 @@ def print_summary(summary: Summary, out: Path) -> int:
         print(f"and {len(summary.failed) - FAILURES_TOLD} more, in {out / 'index.jsonl'}")
     sys.stdout.flush()
     told = f"{len(summary.failed)} of {summary.job} pictures could not be drawn"
+    if not summary.failed:
+        told = f"{len(summary.unread)} files could not be read, and were left as found"
     print(f"arkv: error: {told}", file=sys.stderr)
     return NOT_DRAWN
 

@@ -8,144 +8,31 @@
 | `npz` | `000000.png` and, from them, `samples.npz` or `samples-256.npz` | ADM's evaluator, and LlamaGen's |
 | `webdataset` | `000000.tar` with 256 pictures, their prompts and seeds | webdataset, and tar |
 | `parquet` | `000000.parquet`, likewise | datasets of the hub, pandas, whatever reads tables |
-
-A layout says which pictures are in a file, by their numbers. Numbers run through a job: they decide on seeds,
-so they depend on the list of prompts and the samples alone.
 """
 
 from __future__ import annotations
 
 import io
 import json
-import os
+import re
 import tarfile
-import zipfile
+import unicodedata
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy
 from PIL import Image
 
 from arkv.errors import ArkvError
-from arkv.pictures.files import in_threads, part_of, png
+from arkv.pictures.claims import is_whole_png
+from arkv.pictures.files import in_threads, png
+from arkv.pictures.layout import ByPrompt, Layout, Picture, Wanted, said_of
+from arkv.pictures.names import no_name, shortened
+from arkv.pictures.npz import write_npz
 from arkv.pictures.prompts import Prompt
 
 SHARD = 256
 """Pictures in a file of the layouts that have many in one."""
-
-
-@dataclass(frozen=True)
-class PictureFile:
-    """A file that is to be drawn.
-
-    Attributes:
-        file: below the folder of the job, with slashes.
-        pictures: the numbers of the pictures in it, in order.
-    """
-
-    file: str
-    pictures: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A picture that is drawn, and how.
-
-    Attributes:
-        number: within the job.
-        image: RGB.
-        prompt: what it shows.
-        seed: what it was drawn from.
-    """
-
-    number: int
-    image: Image.Image
-    prompt: Prompt
-    seed: int
-
-    def png(self, texts: Mapping[str, str]) -> bytes:
-        """The picture as a PNG file that says prompt, seed and the texts."""
-        return png(self.image, {"prompt": str(self.prompt.prompt), "seed": str(self.seed), **texts})
-
-
-class Layout:
-    """Numbered pictures in one folder; what other layouts have otherwise, they say.
-
-    All prompts come before the second sample of any: an inception score is taken over parts of 5,000
-    pictures (`compute_inception_score` of ADM's evaluator), each of which should show all classes.
-
-    Attributes:
-        samples: pictures of a prompt, where nobody says another number.
-        takes_some: whether a file is written that lacks a picture, because it could not be drawn.
-    """
-
-    samples = 1
-    takes_some = False
-
-    def prompt_of(self, number: int, prompts: int, samples: int) -> int:
-        """Which of the prompts a picture shows."""
-        return number % prompts
-
-    def check(self, prompts: Sequence[Prompt], samples: int) -> None:
-        """Look at the list before the first picture is begun.
-
-        Raises:
-            ArkvError: the evaluator could not read the result.
-        """
-        return
-
-    def files(self, prompts: Sequence[Prompt], samples: int, order: Sequence[int]) -> list[PictureFile]:
-        """The files of a job.
-
-        Args:
-            prompts: of the job.
-            samples: pictures of a prompt.
-            order: the numbers of all pictures, 0 and up, as they are drawn; those of a prompt follow one
-                another wherever they are numbered so.
-
-        Returns:
-            The files in the order in which they can be written.
-        """
-        return [PictureFile(f"{number:06d}.png", (number,)) for number in order]
-
-    def beside(self, prompts: Sequence[Prompt]) -> dict[str, bytes]:
-        """Contents of the files that are no pictures, by their names below the folder of the job."""
-        return {}
-
-    def content(self, pictures: Sequence[Picture], texts: Mapping[str, str]) -> bytes:
-        """A file, the same for the same pictures.
-
-        Args:
-            pictures: what is in it, in order.
-            texts: what else there is to say of how they were made.
-        """
-        (picture,) = pictures
-        return picture.png(texts)
-
-    def finish(self, folder: Path, files: Sequence[PictureFile], side: int | None) -> None:
-        """Write what is made of the finished pictures; with a side, of pictures resized to so many pixels.
-
-        Args:
-            folder: of the job.
-            files: those there are, in the order of their pictures' numbers.
-            side: width and height; None for as they were drawn.
-
-        Raises:
-            ArkvError: a file cannot be read or written.
-        """
-        return
-
-
-class ByPrompt(Layout):
-    """Pictures numbered prompt by prompt, four of each where nobody says another number."""
-
-    samples = 4
-
-    def prompt_of(self, number: int, prompts: int, samples: int) -> int:
-        """The samples of a prompt follow one another."""
-        return number // samples
 
 
 class GenEval(ByPrompt):
@@ -167,12 +54,9 @@ class GenEval(ByPrompt):
                 "evaluation_metadata.jsonl or take --layout flat"
             )
 
-    def files(self, prompts: Sequence[Prompt], samples: int, order: Sequence[int]) -> list[PictureFile]:
+    def name(self, position: int, number: int, prompts: Sequence[Prompt], samples: int) -> str:
         """A file a picture, in the folder of its prompt."""
-        return [
-            PictureFile(f"{number // samples:05d}/samples/{number % samples:05d}.png", (number,))
-            for number in order
-        ]
+        return f"{number // samples:05d}/samples/{number % samples:05d}.png"
 
     def beside(self, prompts: Sequence[Prompt]) -> dict[str, bytes]:
         """The record of every prompt, one object a file."""
@@ -197,23 +81,31 @@ class DPGBench(ByPrompt):
         """
         if samples > 4:
             raise ArkvError(f"--samples is {samples}: DPG-Bench has room for 1 to 4 samples of a prompt")
-        seen: dict[str, str] = {}
+        seen: dict[str, Prompt] = {}
         for prompt in prompts:
-            if prompt.name in seen:
+            # Whatever this disk does, many take names that differ in large and small letters for one.
+            other = seen.setdefault(unicodedata.normalize("NFC", prompt.name).casefold(), prompt)
+            if other is not prompt:
+                both = f"both named {prompt.name}"
+                if other.name != prompt.name:
+                    both = f"named {prompt.name} and {other.name}, which is one name on many disks"
                 raise ArkvError(
-                    f"{prompt.where} and {seen[prompt.name]} are both named {prompt.name}: the layout of "
-                    "DPG-Bench names files after prompts; take --layout flat"
+                    f"{prompt.where} and {other.where} are {both}: the layout of DPG-Bench names files after "
+                    "prompts; take --layout flat"
                 )
-            if not prompt.name or prompt.name.startswith(".") or {"/", "\\", "\0"} & set(prompt.name):
-                raise ArkvError(f"{prompt.where} is named {prompt.name!r}, which no file can be")
-            seen[prompt.name] = prompt.where
+            if (why := no_name(f"{prompt.name}.png")) is not None:
+                raise ArkvError(
+                    f"{prompt.where} is named {shortened(prompt.name)}, which no file can be: {why}; rename "
+                    "it, or take --layout flat"
+                )
 
-    def files(self, prompts: Sequence[Prompt], samples: int, order: Sequence[int]) -> list[PictureFile]:
-        """All samples of a prompt in one file."""
-        return [
-            PictureFile(f"{prompts[order[start] // samples].name}.png", tuple(order[start : start + samples]))
-            for start in range(0, len(order), samples)
-        ]
+    def per_file(self, samples: int) -> int:
+        """All samples of a prompt."""
+        return samples
+
+    def name(self, position: int, number: int, prompts: Sequence[Prompt], samples: int) -> str:
+        """After the prompt."""
+        return f"{prompts[number // samples].name}.png"
 
     def content(self, pictures: Sequence[Picture], texts: Mapping[str, str]) -> bytes:
         """A single sample as it is; more of them from left to right, then below.
@@ -230,8 +122,18 @@ class DPGBench(ByPrompt):
         sheet = Image.new("RGB", (2 * width, 2 * height))
         for place, picture in enumerate(pictures):
             sheet.paste(picture.image, (place % 2 * width, place // 2 * height))
-        seeds = json.dumps([picture.seed for picture in pictures])
-        return png(sheet, {"prompt": str(first.prompt.prompt), "seed": seeds, **texts})
+        return png(sheet, {**self._said_of(pictures), **texts})
+
+    def is_of(self, content: bytes, wanted: Sequence[Wanted], texts: Mapping[str, str]) -> bool:
+        """As the square says."""
+        return is_whole_png(content, {**self._said_of(wanted), **texts})
+
+    @staticmethod
+    def _said_of(pictures: Sequence[Wanted] | Sequence[Picture]) -> dict[str, str]:
+        first = pictures[0]
+        if len(pictures) == 1:
+            return said_of(first)
+        return {**said_of(first), "seed": json.dumps([picture.seed for picture in pictures])}
 
 
 class Npz(Layout):
@@ -241,15 +143,22 @@ class Npz(Layout):
     `evaluations/evaluator.py` of github.com/openai/guided-diffusion, which reads it.
     """
 
-    def finish(self, folder: Path, files: Sequence[PictureFile], side: int | None) -> None:
-        """Write the archive, unless it is there; one of resized pictures has their side in its name.
+    def archive(self, side: int | None) -> str | None:
+        """One of resized pictures has their side in its name."""
+        return "samples.npz" if side is None else f"samples-{side}.npz"
+
+    def side_of(self, name: str) -> int | None:
+        """As the name says."""
+        found = re.fullmatch(r"samples(?:-([1-9][0-9]{0,4}))?\.npz", name)
+        return None if found is None else int(found[1] or 0)
+
+    def write_archive(self, path: Path, pictures: Sequence[Path], side: int | None) -> None:
+        """As numpy reads it.
 
         Raises:
             ArkvError: a file cannot be read or written.
         """
-        path = folder / ("samples.npz" if side is None else f"samples-{side}.npz")
-        if not path.exists():
-            write_npz(path, [folder / file.file for file in files], side)
+        write_npz(path, pictures, side)
 
 
 class Shards(Layout):
@@ -262,12 +171,13 @@ class Shards(Layout):
     suffix = ""
     takes_some = True
 
-    def files(self, prompts: Sequence[Prompt], samples: int, order: Sequence[int]) -> list[PictureFile]:
-        """As many pictures a file as a shard has; in the last one are those that are left."""
-        return [
-            PictureFile(f"{start // SHARD:06d}{self.suffix}", tuple(order[start : start + SHARD]))
-            for start in range(0, len(order), SHARD)
-        ]
+    def per_file(self, samples: int) -> int:
+        """As many as a shard has; in the last one are those that are left."""
+        return SHARD
+
+    def name(self, position: int, number: int, prompts: Sequence[Prompt], samples: int) -> str:
+        """After its place."""
+        return f"{position:06d}{self.suffix}"
 
 
 class WebDataset(Shards):
@@ -284,19 +194,54 @@ class WebDataset(Shards):
         buffer = io.BytesIO()
         with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
             for picture, file in zip(pictures, png_files(pictures), strict=True):
-                prompt = picture.prompt
-                told = {"prompt": prompt.prompt, "name": prompt.name, "seed": picture.seed, **texts}
-                kind = "cls" if isinstance(prompt.prompt, int) else "txt"
-                members = {
-                    "png": file,
-                    kind: str(prompt.prompt).encode(),
-                    "json": json.dumps(told).encode(),
-                }
-                for suffix, member in members.items():
-                    entry = tarfile.TarInfo(f"{picture.number:09d}.{suffix}")
+                for name, member in {**_members(picture, texts), f"{picture.number:09d}.png": file}.items():
+                    entry = tarfile.TarInfo(name)
                     entry.size = len(member)
                     archive.addfile(entry, io.BytesIO(member))
         return buffer.getvalue()
+
+    def is_of(self, content: bytes, wanted: Sequence[Wanted], texts: Mapping[str, str]) -> bool:
+        """As the members say, of which none is more or less."""
+        members = _read_members(content)
+        for picture in wanted:
+            for name, member in _members(picture, texts).items():
+                if members.pop(name, None) != member:
+                    return False
+            if not is_whole_png(members.pop(f"{picture.number:09d}.png", b""), said_of(picture)):
+                return False
+        return not members
+
+    def texts_of(self, content: bytes) -> dict[str, str]:
+        """As the first picture's record says."""
+        for name, member in _read_members(content).items():
+            if name.endswith(".json"):
+                with suppress(ValueError, RecursionError):
+                    return {str(key): str(value) for key, value in dict(json.loads(member)).items()}
+        return {}
+
+
+def _members(picture: Wanted | Picture, texts: Mapping[str, str]) -> dict[str, bytes]:
+    """What an archive says of a picture, by name."""
+    prompt = picture.prompt
+    told = {"prompt": prompt.prompt, "name": prompt.name, "seed": picture.seed, **texts}
+    kind = "cls" if isinstance(prompt.prompt, int) else "txt"
+    return {
+        f"{picture.number:09d}.{kind}": str(prompt.prompt).encode(),
+        f"{picture.number:09d}.json": json.dumps(told).encode(),
+    }
+
+
+def _read_members(content: bytes) -> dict[str, bytes]:
+    """The files of an archive by name, nothing of which is written anywhere; none if it cannot be read."""
+    members = {}
+    try:
+        with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive:
+            for entry in archive:
+                file = archive.extractfile(entry) if entry.isreg() else None
+                members[entry.name] = b"" if file is None else file.read()
+    except (tarfile.TarError, OSError, ValueError, EOFError):
+        return {}
+    return members
 
 
 class Parquet(Shards):
@@ -345,74 +290,39 @@ class Parquet(Shards):
         pyarrow.parquet.write_table(table.replace_schema_metadata(told), buffer, compression="none")
         return buffer.getvalue()
 
+    def is_of(self, content: bytes, wanted: Sequence[Wanted], texts: Mapping[str, str]) -> bool:
+        """As the columns say."""
+        import pyarrow
+        import pyarrow.parquet
+
+        if self.texts_of(content) != dict(texts):
+            return False
+        try:
+            rows = pyarrow.parquet.read_table(io.BytesIO(content)).to_pylist()
+        except (pyarrow.ArrowException, OSError):
+            return False
+        told = [(picture.number, picture.prompt.name, *said_of(picture).values()) for picture in wanted]
+        there = [tuple(row.get(name) for name in ("number", "name", "prompt", "seed")) for row in rows]
+        return [(*row[:3], str(row[3])) for row in there] == told and all(
+            is_whole_png((row.get("image") or {}).get("bytes") or b"", said_of(picture))
+            for row, picture in zip(rows, wanted, strict=True)
+        )
+
+    def texts_of(self, content: bytes) -> dict[str, str]:
+        """As its metadata says."""
+        import pyarrow
+        import pyarrow.parquet
+
+        try:
+            metadata = pyarrow.parquet.read_schema(io.BytesIO(content)).metadata or {}
+            return {str(key): str(value) for key, value in dict(json.loads(metadata[b"arkv"])).items()}
+        except (pyarrow.ArrowException, OSError, KeyError, ValueError, TypeError, RecursionError):
+            return {}
+
 
 def png_files(pictures: Sequence[Picture]) -> list[bytes]:
     """PNG files that say prompt and seed."""
     return in_threads(lambda picture: picture.png({}), pictures)
-
-
-def write_npz(path: Path, pictures: Sequence[Path], side: int | None = None) -> None:
-    """Write pictures as one array, holding one of them in memory at a time.
-
-    Args:
-        path: where an archive with the array `arr_0` appears when it is complete: uint8
-            `[pictures, height, width, 3]`, not compressed; the same bytes for the same pictures.
-        pictures: RGB files of one size.
-        side: width and height in pixels that they are resized to; None for as they are.
-
-    Raises:
-        ArkvError: a picture is damaged or of another size, or the archive cannot be written.
-    """
-    part = part_of(path)
-    try:
-        size = _open(pictures[0]).size
-        header = {
-            "descr": numpy.dtype(numpy.uint8).str,
-            "fortran_order": False,
-            "shape": (len(pictures), side or size[1], side or size[0], 3),
-        }
-        with part.open("wb") as file:
-            # The date of a ZipInfo is a fixed one.
-            entry = zipfile.ZipInfo("arr_0.npy")
-            with zipfile.ZipFile(file, "w") as archive, archive.open(entry, "w", force_zip64=True) as array:
-                numpy.lib.format.write_array_header_1_0(array, header)
-                for picture in pictures:
-                    array.write(_pixels(picture, size, side))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError as error:
-        raise ArkvError(f"cannot write {path}: {error.strerror or error}") from None
-    finally:
-        with suppress(OSError):
-            part.unlink()
-
-
-def _open(picture: Path) -> Image.Image:
-    try:
-        with Image.open(picture) as image:
-            return image.convert("RGB")
-    except (OSError, SyntaxError) as error:  # Pillow raises both for damaged files
-        raise ArkvError(f"cannot read {picture}: {getattr(error, 'strerror', None) or error}") from None
-
-
-def _pixels(picture: Path, size: tuple[int, int], side: int | None) -> bytes:
-    image = _open(picture)
-    if image.size != size:
-        raise ArkvError(
-            f"{picture} is {image.width} x {image.height}, others are {size[0]} x {size[1]}: an array takes "
-            "pictures of one size"
-        )
-    return (image if side is None else _resized(image, side)).tobytes()
-
-
-def _resized(image: Image.Image, side: int) -> Image.Image:
-    """Bicubically with torch, as LlamaGen's authors do: Pillow's filter is another one, and FID can tell."""
-    import torch
-
-    colours = torch.from_numpy(numpy.array(image)).permute(2, 0, 1)[None].float()
-    resized = torch.nn.functional.interpolate(colours, (side, side), mode="bicubic")
-    return Image.fromarray(resized[0].round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy())
 
 
 LAYOUTS: dict[str, Layout] = {

@@ -26,11 +26,14 @@ from typing import Any
 
 from arkv.errors import ArkvError
 
+MOST = 10**8
+"""Prompts of a list, counted as often as they stand for pictures."""
+
 CAPTION_COLUMNS = ("caption", "prompt")
 NAME_COLUMNS = ("image_id", "id")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Prompt:
     """What to draw, and what an evaluator knows it by.
 
@@ -205,12 +208,17 @@ def _text_or_class(value: object) -> str | int | None:
 
 
 def _txt(path: Path) -> Iterator[Prompt]:
-    lines = []
+    lines, total = [], 0
     for where, line in _lines(path):
         text, tab, told = line.rpartition("\t")
         text, told = (text.strip(), told.strip()) if tab else (told.strip(), "1")
-        if not told.isdecimal() or int(told) < 1:
+        if not told.isdecimal() or not told.strip("0"):
             raise ArkvError(f"{where} has {told!r} behind a tab: expected how many pictures of it to draw")
+        total = MOST + 1 if len(told) > len(str(MOST)) else total + int(told)
+        if total > MOST:
+            raise ArkvError(
+                f"{where} asks for more pictures than a list has: at most {MOST:,}; take several lists"
+            )
         prompt = int(text) if text.isascii() and text.isdecimal() else text
         lines.append((where, prompt, int(told)))
     number = 0

@@ -16,8 +16,8 @@ from letters import install
 
 from arkv.bulk import Description, overlap, ray_data, run, worker
 from arkv.bulk.overlap import overlapped
+from arkv.bulk.prepared import prepare
 from arkv.bulk.ray_data import DrawActor
-from arkv.bulk.runner import prepare
 from arkv.bulk.worker import Worker
 from arkv.errors import ArkvError
 from arkv.jobs.recipe import Recipe

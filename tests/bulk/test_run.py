@@ -21,7 +21,7 @@ import torch
 from letters import install
 
 from arkv.bulk import Description, overlap, read_description, run, status
-from arkv.bulk.folder import InUse
+from arkv.bulk.lock import InUse
 from arkv.cli import main
 from arkv.decoder import Decoder
 from arkv.errors import ArkvError, NumericalError, Terminated
@@ -388,7 +388,6 @@ def test_two_workers_draw_what_one_does(
 def test_workers_end_with_their_driver_and_a_resumed_run_ends_well(
     described: Description, whole: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
     out = tmp_path / "out"
     job = write(described, tmp_path / "job.yaml", engine="torchrun", workers=1, batch_size=1)
     command = [sys.executable, "-c", ARKV, "run", str(job), "--quiet"]
@@ -493,7 +492,6 @@ def test_processes_that_are_killed_at_random_moments_leave_no_trace(
     workers = 2 if engine == "torchrun" else None
     job = write(described, tmp_path / "job.yaml", engine=engine, workers=workers, batch_size=1)
     command = [sys.executable, "-c", ARKV, "run", str(job), "--resume", "--quiet"]
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
     while kills < 50:
         process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE)
         time.sleep(rng.uniform(2, 14 if engine == "torchrun" else 7))
@@ -523,7 +521,7 @@ def rows_so_far(out: Path) -> list[dict[str, Any]]:
 
 
 def workers_of(place: Path) -> Iterator[int]:
-    """Processes that torchrun has started for a run whose temporary files are in a folder."""
+    """Processes that torchrun has started for a run below a folder."""
     for process in Path("/proc").iterdir():
         command = command_of(process).split(b"\0") if process.name.isdigit() else []
         is_worker = b"arkv.bulk.torchrun" in command and b"torch.distributed.run" not in command

@@ -22,7 +22,9 @@ from PIL import Image
 
 from arkv.errors import ArkvError
 from arkv.jobs.job import Job, picture_seed
-from arkv.pictures.layouts import LAYOUTS, Picture, PictureFile, write_npz
+from arkv.pictures.layout import Picture, PictureFile
+from arkv.pictures.layouts import LAYOUTS
+from arkv.pictures.npz import write_npz
 from arkv.pictures.prompts import Prompt
 
 
@@ -50,7 +52,9 @@ def lay_out(name: str, items: list[Prompt], samples: int, folder: Path) -> None:
         (folder / file.file).write_bytes(
             layout.content(drawn(name, items, samples, file), {"policy": "none"})
         )
-    layout.finish(folder, sorted(files, key=lambda file: file.pictures), None)
+    if (archive := layout.archive(None)) is not None:
+        pictures = [folder / file.file for file in sorted(files, key=lambda file: file.pictures)]
+        layout.write_archive(folder / archive, pictures, None)
 
 
 def drawn(name: str, items: list[Prompt], samples: int, file: PictureFile) -> list[Picture]:

@@ -1,0 +1,170 @@
+"""Signs of life: workers see whether their driver lives, and the driver whether they do.
+
+A worker touches a file every few seconds that has its number and its process in it. One that is stopped, or
+hangs in a system call that does not come back, stops doing so; one that hangs elsewhere ends itself when a
+unit takes many times as long as the longest before.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from arkv.errors import ArkvError
+from arkv.pictures.files import delete, is_out_of_threads, opened, write_whole
+
+DRIVER = "ARKV_DRIVER"
+"""Environment variable with the driver's process, as `identity` tells of it."""
+
+GROUP = "ARKV_GROUP"
+"""Environment variable with the name of a driver's group of workers."""
+
+LOOK_EVERY = 0.5  # seconds
+BEAT = 2.0  # seconds between two signs
+SILENCE = 60.0  # seconds without one after which a worker is ended
+HUNG = 20  # times the longest unit so far, after which a worker ends itself,
+LEAST = 1800.0  # but no fewer seconds than these
+
+
+def identity(pid: int) -> str:
+    """A process, such that another one that gets its number later is not taken for it."""
+    try:
+        began = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:  # not on this system, or not there
+        began = ""
+    return f"{pid} {began}"
+
+
+def is_alive(process: str) -> bool:
+    """Whether a process of this machine is there that `identity` told of."""
+    pid = int(process.partition(" ")[0])
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        pass
+    return identity(pid) == process
+
+
+def sign_of(out: Path, worker: int) -> Path:
+    """The file that a worker touches."""
+    return out / f".worker-{worker:05d}"
+
+
+class Signs:
+    """A worker's signs, and its look at those who have started it, from now on.
+
+    If driver or torchrun's agent are gone, even killed, the process ends.
+
+    Args:
+        worker: its number.
+    """
+
+    def __init__(self, worker: int) -> None:
+        self._worker = worker
+        self._file: Path | None = None
+        self._parent, self._driver = os.getppid(), os.environ.get(DRIVER)
+        self._last = time.monotonic()
+        self._longest: float | None = None
+        try:
+            threading.Thread(target=self._watch, daemon=True).start()
+        except RuntimeError as error:
+            if not is_out_of_threads(error):
+                raise
+            raise SystemExit(
+                "arkv: error: the system has no thread to give to a worker: raise ulimit -u"
+            ) from None
+
+    @contextmanager
+    def given_in(self, out: Path) -> Iterator[None]:
+        """Give signs in a folder, and none any more in the end."""
+        sign = sign_of(out, self._worker)
+        write_whole({sign: identity(os.getpid()).encode()}, out)
+        self._file, self._last = sign, time.monotonic()
+        try:
+            yield
+        finally:
+            self._file = None
+            with suppress(ArkvError):
+                delete(sign)
+
+    def progress(self) -> None:
+        """Say that a unit is done."""
+        now = time.monotonic()
+        self._longest = max(self._longest or 0.0, now - self._last)
+        self._last = now
+
+    def _watch(self) -> None:
+        touched = 0.0
+        while os.getppid() == self._parent and (self._driver is None or is_alive(self._driver)):
+            time.sleep(LOOK_EVERY)
+            now, file = time.monotonic(), self._file
+            if file is not None and now - touched >= BEAT:
+                touched = now
+                with suppress(OSError):
+                    os.utime(file, follow_symlinks=False)
+            if (
+                file is not None
+                and self._longest is not None
+                and now - self._last > max(LEAST, HUNG * self._longest)
+            ):
+                with suppress(OSError):
+                    os.write(
+                        2, b"arkv: error: a worker hangs: a unit takes many times as long as the others\n"
+                    )
+                break
+        os._exit(1)
+
+
+class Watched:
+    """The workers of a driver.
+
+    Args:
+        signs: the files that they touch, in the order of their numbers from 1 on.
+    """
+
+    def __init__(self, signs: Sequence[Path]) -> None:
+        self._signs = signs
+        self._seen: dict[Path, tuple[int, float]] = {}
+
+    def end_the_silent(self) -> Iterator[tuple[int, float]]:
+        """End those that have given no sign for long; torchrun starts others for them.
+
+        Yields:
+            Number of a worker and the seconds that it was silent.
+        """
+        for number, sign in enumerate(self._signs, start=1):
+            now = time.monotonic()
+            try:
+                touched = os.lstat(sign).st_mtime_ns
+            except OSError:  # it has not begun, or is done
+                self._seen.pop(sign, None)
+                continue
+            before, since = self._seen.get(sign, (None, now))
+            if touched != before:
+                self._seen[sign] = touched, now
+            elif now - since > SILENCE and self._end(sign):
+                self._seen[sign] = touched, now
+                yield number, now - since
+
+    def end_all(self) -> None:
+        """End all, whatever they are doing."""
+        for sign in self._signs:
+            self._end(sign)
+
+    @staticmethod
+    def _end(sign: Path) -> bool:
+        """Whether there was a process to end."""
+        with suppress(OSError, ValueError):
+            with opened(sign) as file:
+                process = file.read(100).decode()
+            if is_alive(process):
+                os.kill(int(process.partition(" ")[0]), signal.SIGKILL)
+                return True
+        return False
