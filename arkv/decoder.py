@@ -22,7 +22,7 @@ from arkv.decoding.noise import seed_keys
 from arkv.decoding.sampling import Sampling, guide
 from arkv.errors import ArkvError
 from arkv.estimate import check_memory, estimate, format_bytes, pictures_within, usable_memory
-from arkv.model import Condition, Model
+from arkv.model import Condition, Model, check_model
 from arkv.pictures.files import png
 from arkv.pictures.sheet import Cell, contact_sheet, in_rows
 from arkv.policy import CachePolicy
@@ -146,6 +146,7 @@ class Decoder:
         compile: Compile = "none",
         kv_dtype: KvDtype | None = None,
     ) -> None:
+        check_model(model)
         if model.device.type == "meta":
             raise ArkvError("the model is on the meta device: it has shapes but no weights to decode with")
         self.model, self.policy, self.compile = model.eval(), policy, compile

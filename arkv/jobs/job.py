@@ -83,7 +83,7 @@ class Job:
         A batch is padded to its longest prompt, so that prompts of a length belong together; and what takes
         the most memory shows in the first batch that it does not fit.
         """
-        lengths = [0 if isinstance(each.prompt, int) else len(each.prompt) for each in self.prompts]
+        lengths = [0 if str(each.prompt).isdecimal() else len(each.prompt) for each in self.prompts]
         placing, count = self.placing, len(self.prompts)
         return sorted(
             range(self.pictures),

@@ -286,7 +286,7 @@ class WebDataset(Shards):
             for picture, file in zip(pictures, png_files(pictures), strict=True):
                 prompt = picture.prompt
                 told = {"prompt": prompt.prompt, "name": prompt.name, "seed": picture.seed, **texts}
-                kind = "cls" if isinstance(prompt.prompt, int) else "txt"
+                kind = "cls" if str(prompt.prompt).isdecimal() else "txt"
                 members = {
                     "png": file,
                     kind: str(prompt.prompt).encode(),
