@@ -315,8 +315,9 @@ RANKED = 2.0**100
 PROTECTED = 2.0**101
 
 
+@torch.compiler.assume_constant_result  # a compiled verb is handed the number: Dynamo need not read fractions
 def resolve_budget(budget: int | None, ratio: float | str | None, tokens: int) -> int:
-    """Slots from a budget or a ratio.
+    """Slots from a budget or a ratio; pure Python, computed before a graph and a constant within it.
 
     Args:
         budget: slots, or None.

@@ -125,9 +125,10 @@ class Store:
         }
         # The plan's own layout: where each head begins, and to whom each slot belongs at first.
         sizes = torch.tensor(visual) + condition
-        starts = sizes.cumsum(-1) - sizes
-        owners = [torch.arange(self.kv_heads).repeat_interleave(layer) for layer in sizes]
-        owner = torch.stack([pad(o, (0, self.slots - len(o)), value=self.kv_heads) for o in owners])
+        ends = sizes.cumsum(-1)
+        starts = ends - sizes
+        slots = torch.arange(self.slots).expand(self.layers, -1).contiguous()
+        owner = torch.searchsorted(ends, slots, right=True)
         outside = owner == self.kv_heads
         offset = torch.arange(self.slots) - pad(starts, (0, 1)).gather(1, owner)
         self.starts = starts.to(device)
