@@ -9,23 +9,31 @@ SHELL := /bin/bash
 PYTHON ?= python3
 ARGS ?=
 VENV := .venv
-BIN := $(VENV)/bin
+BIN = $(VENV)/bin
+CONSTRAINTS := constraints.txt
+# The oldest supported versions, in an environment beside the other; of the tests, those that depend on them.
+OLDEST := .venv-oldest
+OLDEST_TESTS := tests/attention tests/decoding tests/models tests/policies tests/speed tests/testing \
+	tests/weights tests/test_decoder.py tests/test_estimate.py tests/test_policy.py tests/test_store.py
 # The package's own build needs no isolated environment: setuptools is in .venv, at a pinned version.
-INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --constraint constraints.txt
-EDITABLE := $(INSTALL) --no-build-isolation --editable
+INSTALL = $(BIN)/python -m pip --disable-pip-version-check install --constraint $(CONSTRAINTS)
+EDITABLE = $(INSTALL) --no-build-isolation --editable
 LINT_IMPORTS := from importlinter.cli import lint_imports_command as lint; lint()
 SOURCES = $(shell find arkv policies models -name __pycache__ -prune -o -print)
 
-.PHONY: help demo test lint docs bench format clean
+.PHONY: help demo test test-oldest lint docs bench format clean
 
 help: ## Show this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
 demo: $(VENV)/.stamp-base ## Draw eight prompts under three policies into demo.png, with a table
 	$(BIN)/arkv demo --out demo.png $(ARGS)
 
 test: $(VENV)/.stamp-test ## Run the tests, a process a core; ARGS="-k name" is handed to pytest
 	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
+
+test-oldest: $(OLDEST)/.stamp ## Run what depends on versions under the oldest supported ones
+	$(OLDEST)/bin/python -m pytest -n auto --dist worksteal $(OLDEST_TESTS) $(ARGS)
 
 lint: $(VENV)/.stamp-dev build/layout/.stamp ## Check style, format, imports and types
 	$(BIN)/ruff check .
@@ -61,6 +69,15 @@ $(VENV)/.stamp-base: pyproject.toml constraints.txt | $(VENV)/.stamp-venv
 
 $(VENV)/.stamp-test $(VENV)/.stamp-dev $(VENV)/.stamp-docs: $(VENV)/.stamp-%: $(VENV)/.stamp-base
 	$(EDITABLE) '.[$*]' --quiet
+	@touch $@
+
+# torch first here too: where a machine prefers builds for the CPU, this version is still the one for CUDA.
+$(OLDEST)/.stamp: VENV := $(OLDEST)
+$(OLDEST)/.stamp: CONSTRAINTS := constraints-oldest.txt
+$(OLDEST)/.stamp: pyproject.toml constraints-oldest.txt
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) torch setuptools wheel
+	$(EDITABLE) '.[parquet,viz]' hypothesis pytest pytest-xdist triton
 	@touch $@
 
 # The package laid out as it will be installed, for tools that read files instead of importing them.

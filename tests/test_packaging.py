@@ -181,3 +181,17 @@ print("status", status or 0, "heavy", [name for name in {HEAVY!r} if name in sys
     printed = run_installed(code, installed, tmp_path)
     assert "usage: arkv" in printed
     assert printed.splitlines()[-1] == "status 0 heavy []"
+
+
+def test_lower_bounds_are_the_versions_that_tests_run_with() -> None:
+    """A lower bound that `make test-oldest` does not run is not claimed."""
+    pinned = dict(re.findall(r"^([\w.-]+)==([\w.]+)", (ROOT / "constraints-oldest.txt").read_text(), re.M))
+    text = (ROOT / "pyproject.toml").read_text()
+    claimed = dict(re.findall(r'^\s*"?(?:\w+ = \[)?"([\w-]+)(?:\[\w+\])?>=([\d.]+)', text, re.M))
+    assert {"torch", "triton", "transformers", "matplotlib", "pyarrow", "pytest"} <= claimed.keys()
+    for name, bound in claimed.items():
+        if name == "ray":  # the engine asks for that version itself
+            continue
+        wanted = [*map(int, bound.split(".")), 0, 0, 0][:3]
+        have = [*map(int, re.findall(r"\d+", pinned[name])), 0, 0, 0][:3]
+        assert have == wanted, f"{name}>={bound} is claimed and {pinned[name]} is tested"
