@@ -21,7 +21,7 @@ EDITABLE = $(INSTALL) --no-build-isolation --editable
 LINT_IMPORTS := from importlinter.cli import lint_imports_command as lint; lint()
 SOURCES = $(shell find arkv policies models -name __pycache__ -prune -o -print)
 
-.PHONY: help demo test test-oldest lint docs bench format clean
+.PHONY: help demo test test-oldest lint docs bench gpu gpu-dry format clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -51,6 +51,13 @@ docs: $(VENV)/.stamp-docs build/layout/.stamp ## Build the site into site/, any 
 
 bench: $(VENV)/.stamp-base ## Print tokens/s and KV bytes by policy and batch on this machine
 	$(BIN)/arkv bench --model scenes $(ARGS)
+
+gpu: ## Measure on this machine's GPU and write docs/results/gpu.md; STEP=3 for one step; installs nothing
+	$(PYTHON) docs/results/gpu $(if $(STEP),--step $(STEP)) $(ARGS)
+
+gpu-dry: $(VENV)/.stamp-test ## Run all that `make gpu` runs, on the CPU with tiny models
+	rm -rf runs/gpu-dry
+	$(BIN)/python docs/results/gpu --dry $(ARGS)
 
 clean: ## Remove what builds and checks leave; .venv stays
 	rm -rf build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

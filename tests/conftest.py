@@ -17,6 +17,24 @@ settings.register_profile("nightly", max_examples=2000, deadline=None, suppress_
 settings.load_profile(os.environ.get("ARKV_HYPOTHESIS_PROFILE", "ci"))
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """`-m gpu` is every test whose name says so."""
+    for item in items:
+        if item.name.startswith("test_gpu_"):
+            item.add_marker("gpu")
+
+
+@pytest.fixture
+def device() -> torch.device:
+    """The GPU; with ARKV_GPU_TESTS=dry the CPU, to find what needs no GPU to be found."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    if os.environ.get("ARKV_GPU_TESTS") == "dry":
+        return torch.device("cpu")
+    pytest.skip("needs a CUDA GPU")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
     """Keeps torch to one thread: on a busy machine many threads mostly wait for each other."""

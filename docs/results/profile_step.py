@@ -1,50 +1,79 @@
 """Where the time of a step goes: prints the table of docs/results/speed.md.
 
 python docs/results/profile_step.py --policy linear:ratio=1/6 --batch-size 32 --compile inductor
+
+On a GPU these are kernels, by the time that they took there; on a CPU operators, by their own time.
 """
 
 import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
 
 import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 import arkv
 from arkv.speed.engine import PolicyEngine
 
+PRINTED = 12
+
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--model", default="janus-pro-1b")
     parser.add_argument("--policy", default="linear:ratio=1/6")
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--compile", default="none", choices=("none", "inductor"))
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--compile", default="none", choices=("none", "inductor", "cudagraphs"))
+    parser.add_argument("--device", default="cpu", type=torch.device)
+    parser.add_argument("--json", type=Path, help="JSON lines, added to: every kernel or operator")
     asked = parser.parse_args()
     model = arkv.load_model(asked.model, random_weights=True, dtype="bfloat16", device=asked.device)
     engine = PolicyEngine(model, arkv.load_policy(asked.policy), asked.compile, guided=True)
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if asked.device != "cpu" else [])]
-    line = model.spec.grid.line
+    cuda, line = asked.device.type == "cuda", model.spec.grid.line
     middle = model.spec.grid.rows // 2 * line
     with torch.inference_mode():
         condition = model.condition(model.example_prompts(asked.batch_size, seed=0), guided=True)
         engine.begin(condition)
         tokens = torch.zeros(len(condition.mask), dtype=torch.long, device=model.device)
         engine.skip(middle)
-        for position in range(middle, middle + line):  # compiles
+        for position in range(middle, middle + 2 * line):  # compiles, and captures
             engine.advance(tokens, position)
-        with profile(activities=activities) as seen:
-            for position in range(middle + line, middle + 2 * line):
+        engine.check()  # waits for the device
+        with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]) as seen:
+            for position in range(middle + 2 * line, middle + 3 * line):
                 engine.advance(tokens, position)
-    events = seen.key_averages()
-
-    def spent(event: object) -> float:
-        return event.self_cpu_time_total if asked.device == "cpu" else event.self_device_time_total
-
-    total = sum(map(spent, events))
+            engine.check()
+    rows = sorted(times(seen, cuda), reverse=True)
+    total = sum(spent for spent, _, _ in rows)
     print(f"{asked.model}, {asked.policy}, {2 * asked.batch_size} rows, {asked.compile}, {asked.device}:")
     print(f"{total / line / 1e3:.1f} ms a step, in the middle of a picture")
-    for event in sorted(events, key=spent, reverse=True)[:12]:
-        print(f"{spent(event) / total:6.1%} {event.count / line:7.1f} a step  {event.key[:70]}")
+    for spent, count, name in rows[:PRINTED]:
+        print(f"{spent / total:6.1%} {count / line:7.1f} a step  {name[:70]}")
+    if asked.json is not None:
+        with asked.json.open("a") as file:
+            for spent, count, name in rows:
+                row = {
+                    "kind": "profile",
+                    "name": name,
+                    "share": spent / total,
+                    "microseconds_a_step": spent / line,
+                    "a_step": count / line,
+                }
+                file.write(json.dumps(row) + "\n")
+
+
+def times(seen: profile, cuda: bool) -> Iterator[tuple[float, int, str]]:
+    """Microseconds, calls and name of what ran.
+
+    On a GPU of kernels alone: the operator that launched a kernel is told to have taken its time once more.
+    """
+    for event in seen.key_averages():
+        if not cuda:
+            yield event.self_cpu_time_total, event.count, event.key
+        elif event.device_type == DeviceType.CUDA:
+            yield event.self_device_time_total, event.count, event.key
 
 
 if __name__ == "__main__":

@@ -141,3 +141,12 @@ def test_a_skipped_cache_is_as_large_as_a_decoded_one(model: JanusPro, kind: str
 def test_other_models_have_no_baseline() -> None:
     with pytest.raises(ArkvError, match="transformers has no tiny"):
         TransformersEngine(Tiny(), DYNAMIC)
+
+
+def test_gpu_the_baselines_draw_what_the_full_cache_does(model: JanusPro, device: torch.device) -> None:
+    there = copy.deepcopy(model).to(device)
+    modes = ("none", "cudagraphs") if device.type == "cuda" else ("none",)
+    expected, _ = greedy(there, PolicyEngine(there, load_policy("full"), modes[-1], True))
+    for kind in BASELINES if device.type == "cuda" else (DYNAMIC,):
+        tokens, _ = greedy(there, TransformersEngine(there, kind))
+        assert torch.equal(tokens, expected), kind

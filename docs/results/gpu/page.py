@@ -1,0 +1,108 @@
+"""docs/results/gpu.md, made from the rows of all steps."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from steps import STEPS, Step
+
+HEAD = """\
+# On a GPU
+
+Made by `make gpu` ([what it does](#what-is-asked-and-how)) and by nothing else; `python docs/results/gpu` is the
+same. `make gpu STEP=3` runs one step, `make gpu-dry` all of them on the CPU with tiny models.
+
+"""
+NOTHING = """\
+**Nothing has been measured on a GPU so far.** The code for GPUs is tested without one: kernels in Triton's
+interpreter, the code that Inductor writes for CUDA by reading it, every command below by `make gpu-dry`. On a machine
+with a GPU, PyTorch and the other libraries, nothing has to be installed:
+
+```bash
+make gpu PYTHON=python3          # about half an hour; what is done is not done again
+make gpu PYTHON=python3 STEP=1   # a minute and a half: does it work at all?
+```
+
+Where the tree has no `.git`, say `ARKV_COMMIT=...` before it, so that results know what they were measured with.
+"""
+
+
+def page(out: Path, steps: Sequence[Step]) -> str:
+    """The page from the rows in a folder."""
+    found = {part.name: _read(out / f"{part.name}.jsonl") for step in steps for part in step.parts}
+    text = HEAD
+    machine = next((row for row in found.get("smoke", []) if row.get("kind") == "machine"), None)
+    if machine is None:
+        text += NOTHING
+    else:
+        text += (
+            f"{machine['device']}, torch {machine['torch']}, {machine['date'][:10]}, commit {machine['commit']}; "
+            f"a large copy moves {machine['copy_bytes_per_s'] / 1e9:,.0f} GB/s.\n"
+        )
+        for number, step in enumerate(steps, 1):
+            tables = [_table(found[part.name]) for part in step.parts if found[part.name]]
+            text += f"\n## {number}. {step.question}\n\n" + "\n".join(tables or ["Not run.\n"])
+    return text + _asked(steps)
+
+
+def _asked(steps: Sequence[Step]) -> str:
+    """The commands, so that anybody can run one by hand."""
+    lines = ["\n## What is asked, and how\n"]
+    for number, step in enumerate(steps, 1):
+        lines.append(f"{number}. {step.question} About {max(1, round(step.seconds / 60))} min.")
+        lines += [f"    - `{part.name}`: `{part.command}`" for part in step.parts]
+    lines.append(
+        "\nWords in braces differ between a GPU and a dry run; rows, logs and the folder they lie in are printed."
+    )
+    return "\n".join(lines) + "\n"
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    """Rows so far; one that was cut is left out."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    return [row for row in rows if "run" not in row]
+
+
+BENCH = {
+    "model": "model",
+    "policy": "policy",
+    "pictures": "batch_size",
+    "tokens/s": "tokens_per_second",
+    "ms a step": "milliseconds_per_step",
+    "share of the roofline": "roofline_share",
+    "KV, bytes": "kv_bytes",
+    "peak, bytes": "peak_bytes",
+    "error": "error",
+}
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as a table; those of `arkv bench` by the columns that matter, all others by all of theirs."""
+    bench = any("roofline_share" in row for row in rows)
+    names = BENCH if bench else {name: name for row in rows for name in row if name != "kind"}
+    names = {title: name for title, name in names.items() if any(row.get(name) is not None for row in rows)}
+    lines = ["| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
+    lines += ["| " + " | ".join(_cell(row.get(name)) for name in names.values()) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "**no**"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else str(value).replace("|", "/")
+
+
+if __name__ == "__main__":
+    print(page(Path("nowhere"), STEPS), end="")
