@@ -1,4 +1,4 @@
-"""The loop on a GPU: every compile mode, graphs of several decoders, a device that is not the first, memory."""
+"""The loop on a GPU: compile modes, graphs of several decoders, a second device, memory."""
 
 from collections.abc import Sequence
 
@@ -68,6 +68,7 @@ def test_gpu_memory_stays_while_batches_change_their_size(device: torch.device) 
     for size in 4 * sizes:
         drawn(one, PROMPTS[:size])
     after = used_memory(device)
-    assert before is not None and after is not None
+    assert before is not None
+    assert after is not None
     # Where the whole process is counted, so is what Python and its libraries keep.
     assert after - before <= (0 if device.type == "cuda" else 2**26)

@@ -2,8 +2,8 @@
 
 python docs/results/gpu [--step N] [--out runs/gpu] [--dry]
 
-Parts that are done are not done again: a run that was cut goes on where it was. Nothing is installed; where arkv
-is not, it is linked together under the output folder. `--dry` does all of it on a CPU, with tiny models.
+Parts that are done are not done again: a run that was cut goes on where it was. Nothing is installed; where
+arkv is not, it is linked together under the output folder. `--dry` does all on a CPU, with tiny models.
 """
 
 from __future__ import annotations
@@ -86,11 +86,12 @@ def _run_step(number: int, step: Step, out: Path, environment: dict[str, str], d
             print(f"-- {part.name}: done before", flush=True)
             continue
         left = LONGEST - (time.monotonic() - begun)
-        if left <= 0:
+        if left <= 0 and not dry:
             print(f"-- {part.name}: no time is left in this step; run it again", flush=True)
             failed.append(part.name)
             continue
-        seconds = _run_part(part, out, environment, dry, min(left, 2 * part.seconds))
+        # A CPU may be shared with anything; what is too slow there is seen by who waits for it.
+        seconds = _run_part(part, out, environment, dry, None if dry else min(left, 2 * part.seconds))
         if seconds is None:
             failed.append(part.name)
         else:
@@ -98,7 +99,9 @@ def _run_step(number: int, step: Step, out: Path, environment: dict[str, str], d
     return failed
 
 
-def _run_part(part: Part, out: Path, environment: dict[str, str], dry: bool, limit: float) -> float | None:
+def _run_part(
+    part: Part, out: Path, environment: dict[str, str], dry: bool, limit: float | None
+) -> float | None:
     """Seconds, or None if it failed; what it printed is in its log."""
     words = {**(DRY if dry else GPU), "json": str(out / f"{part.name}.jsonl")}
     command = shlex.split(part.command.format(**words))

@@ -1,4 +1,4 @@
-"""Step 3: kernels alone. What share of the memory's speed attention over slots reaches."""
+"""Kernels alone: what share of the memory's speed attention over slots reaches."""
 
 from __future__ import annotations
 

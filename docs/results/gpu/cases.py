@@ -1,4 +1,4 @@
-"""Attention over slots at the shapes of real models: its inputs, what it should give, and how long it takes."""
+"""Attention over slots at the shapes of real models: inputs, what it should give, how long it takes."""
 
 from __future__ import annotations
 
@@ -109,11 +109,16 @@ class Inputs:
     def attend(self, layer: int) -> Attended:
         """By the operators."""
         case, (keys, values) = self.case, self.layers[layer]
-        common = (self.query, keys, values, self.visible)
-        if self.blocks is None:
-            return operators.slot_attention(*common, case.kv_heads, case.needs, **self.scales, **self.rooms)
-        return operators.block_attention(
-            *common, *self.blocks, case.kv_heads, case.needs, **self.scales, **self.rooms
+        return operators.slot_attention(
+            self.query,
+            keys,
+            values,
+            self.visible,
+            case.kv_heads,
+            case.needs,
+            **self.scales,
+            **self.rooms,
+            blocks=self.blocks,
         )
 
     def errors(self) -> tuple[float, float | None]:

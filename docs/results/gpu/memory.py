@@ -1,4 +1,4 @@
-"""Steps 6 and 7: the most memory that a batch takes beside what was estimated, and memory over many batches.
+"""The most memory that a batch takes beside what was estimated, and memory over many batches.
 
 The estimate is to lie above and within a twentieth; memory over many batches is to stay where it is.
 """
@@ -11,6 +11,7 @@ from rows import Rows, parser
 import arkv
 from arkv.estimate import estimate
 from arkv.machine.instruments import PeakMemory, used_memory
+from arkv.testing.tiny import Tiny
 
 SIZES = (1, 3, 8, 2, 5)  # of batches, one after the other
 
@@ -23,7 +24,8 @@ def main() -> None:
     compile = "cudagraphs" if device.type == "cuda" else "none"
     with torch.inference_mode():
         if asked.calls:
-            _over_calls(rows, device, compile, 5 if asked.small else 200)
+            scenes = Tiny() if asked.small else arkv.load_model("scenes", dtype="bfloat16", device=device)
+            _over_calls(rows, scenes, compile, 5 if asked.small else 200)
             return
         pictures = 2 if asked.small else 128
         model = arkv.load_model("janus-pro-1b", random_weights=True, dtype="bfloat16", device=device)
@@ -63,9 +65,9 @@ def _beside_estimate(
         torch.cuda.empty_cache()
 
 
-def _over_calls(rows: Rows, device: torch.device, compile: str, calls: int) -> None:
-    model = arkv.load_model("scenes", dtype="bfloat16", device=device)
-    decoder = arkv.Decoder(model, arkv.load_policy("linear:ratio=1/6"), compile=compile)
+def _over_calls(rows: Rows, model: arkv.Model, compile: str, calls: int) -> None:
+    device = model.device
+    decoder = arkv.Decoder(model, arkv.load_policy("adakv:ratio=1/4"), compile=compile)
     prompts = model.example_prompts(max(SIZES), 0)
     for call in range(calls):
         decoder.generate(prompts[: SIZES[call % len(SIZES)]], pixels=False)

@@ -1,4 +1,4 @@
-"""Step 7: files made in a thread while the next batch is decoded, and lines captured meanwhile.
+"""Files made in a thread while the next batch is decoded, and lines captured meanwhile.
 
 The tokens are to be those of decoding alone; the time, that of decoding or of the files, whichever is longer.
 """

@@ -7,26 +7,26 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from steps import STEPS, Step
+from steps import GPU, STEPS, Step
 
 HEAD = """\
 # On a GPU
 
-Made by `make gpu` ([what it does](#what-is-asked-and-how)) and by nothing else; `python docs/results/gpu` is the
-same. `make gpu STEP=3` runs one step, `make gpu-dry` all of them on the CPU with tiny models.
+Made by `make gpu` ([what it does](#what-is-asked-and-how)). `make gpu STEP=3` runs one step, `make gpu-dry`
+all of them on the CPU with tiny models.
 
 """
 NOTHING = """\
 **Nothing has been measured on a GPU so far.** The code for GPUs is tested without one: kernels in Triton's
-interpreter, the code that Inductor writes for CUDA by reading it, every command below by `make gpu-dry`. On a machine
-with a GPU, PyTorch and the other libraries, nothing has to be installed:
+interpreter, the code that Inductor writes for CUDA by reading it, every command below by `make gpu-dry`. On a
+machine with a GPU, PyTorch and the other libraries, nothing has to be installed:
 
 ```bash
 make gpu PYTHON=python3          # about half an hour; what is done is not done again
 make gpu PYTHON=python3 STEP=1   # a minute and a half: does it work at all?
 ```
 
-Where the tree has no `.git`, say `ARKV_COMMIT=...` before it, so that results know what they were measured with.
+Where the tree has no `.git`, say `ARKV_COMMIT=...` before it, so that results know what was measured.
 """
 
 
@@ -38,25 +38,26 @@ def page(out: Path, steps: Sequence[Step]) -> str:
     if machine is None:
         text += NOTHING
     else:
+        date, speed = machine["date"][:10], machine["copy_bytes_per_s"] / 1e9
         text += (
-            f"{machine['device']}, torch {machine['torch']}, {machine['date'][:10]}, commit {machine['commit']}; "
-            f"a large copy moves {machine['copy_bytes_per_s'] / 1e9:,.0f} GB/s.\n"
+            f"{machine['device']}, torch {machine['torch']}, {date}, commit {machine['commit']}; "
+            f"a large copy moves {speed:,.0f} GB/s.\n"
         )
         for number, step in enumerate(steps, 1):
-            tables = [_table(found[part.name]) for part in step.parts if found[part.name]]
-            text += f"\n## {number}. {step.question}\n\n" + "\n".join(tables or ["Not run.\n"])
+            text += f"\n## {number}. {step.question}\n"
+            for part in step.parts:
+                text += "".join(f"\n{table}" for table in _tables(found[part.name]))
     return text + _asked(steps)
 
 
 def _asked(steps: Sequence[Step]) -> str:
     """The commands, so that anybody can run one by hand."""
-    lines = ["\n## What is asked, and how\n"]
+    lines = ["\n## What is asked, and how\n", "`--json FILE` and `--quiet` are left out.\n"]
     for number, step in enumerate(steps, 1):
         lines.append(f"{number}. {step.question} About {max(1, round(step.seconds / 60))} min.")
-        lines += [f"    - `{part.name}`: `{part.command}`" for part in step.parts]
-    lines.append(
-        "\nWords in braces differ between a GPU and a dry run; rows, logs and the folder they lie in are printed."
-    )
+        for part in step.parts:
+            command = part.command.format(**GPU, json="").replace(" --json ", " ").replace(" --quiet", "")
+            lines.append(f"    - `{part.name}`: `{' '.join(command.split())}`")
     return "\n".join(lines) + "\n"
 
 
@@ -82,6 +83,12 @@ BENCH = {
     "peak, bytes": "peak_bytes",
     "error": "error",
 }
+
+
+def _tables(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A table for each kind of row; the machine is told above."""
+    kinds = dict.fromkeys(row.get("kind") for row in rows)
+    return [_table([row for row in rows if row.get("kind") == kind]) for kind in kinds if kind != "machine"]
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:

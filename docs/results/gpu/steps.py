@@ -1,7 +1,7 @@
-"""What a GPU is asked, most telling first: steps of eight minutes at the most, each of parts that stand alone.
+"""What a GPU is asked, most telling first: steps of eight minutes at the most, of parts that stand alone.
 
-A part is a command. `{device}`, `{compile}` and the like differ between a GPU and a dry run on a CPU; everything
-else is the same, so that nothing but the machine can make a part fail that has passed dry.
+A part is a command. `{device}`, `{compile}` and the like differ between a GPU and a dry run on a CPU;
+everything else is the same, so that nothing but the machine can make a part fail that has passed dry.
 """
 
 from __future__ import annotations
@@ -57,6 +57,8 @@ GPU = {
     "small": "8",
     "table": "",
     "lines": "0,12,23",
+    "tall": "0,32,63",
+    "uncaptured": "inductor",
     "static": ",transformers-static",
 }
 DRY = {
@@ -69,28 +71,29 @@ DRY = {
     "small": "1",
     "table": "--batch-sizes 1",
     "lines": "0,1",
+    "tall": "0,63",
+    "uncaptured": "none",
     "static": "",
 }
-"""What stands for the words in braces. Transformers' compiled loop has no place on a CPU: it takes minutes."""
-
-BENCH = (
-    "arkv bench --random-weights --dtype bfloat16 --device {device} --compile {compile} --json {json} --quiet"
-)
+"""What stands for the words in braces. Transformers' compiled loop would take minutes on a CPU."""
 
 
-def _script(name: str, file: str, seconds: int, *more: str) -> Part:
-    command = " ".join([file, "--json {json} --device {device} {few}", *more])
-    return Part(name, command, seconds)
+def _script(name: str, seconds: int, file: str, *more: str) -> Part:
+    return Part(name, " ".join([file, "--json {json} --device {device} {few}", *more]), seconds)
 
 
-def _bench(name: str, asked: str, seconds: int) -> Part:
-    return Part(name, f"{BENCH} {asked}", seconds)
+def _bench(name: str, seconds: int, asked: str, repeats: int = 1, lines: str = "{lines}") -> Part:
+    machine = "--random-weights --dtype bfloat16 --device {device} --compile {compile}"
+    timed = f"--lines {lines} --repeats {repeats} --json {{json}} --quiet"
+    return Part(name, f"arkv bench {machine} {asked} {timed}", seconds)
 
+
+JANUS = "--model janus-pro-1b --policies"
 
 STEPS = (
     Step(
         "Do the kernels compute what they should, and does every compile mode draw the same picture?",
-        (_script("smoke", "smoke.py", 90),),
+        (_script("smoke", 90, "smoke.py"),),
     ),
     Step(
         "Do the tests that need a GPU pass?",
@@ -98,60 +101,42 @@ STEPS = (
     ),
     Step(
         "How near do the kernels alone come to the speed of the memory?",
-        (_script("attention", "attention.py", 180),),
+        (_script("attention", 180, "attention.py"),),
     ),
     Step(
         "How fast are the two models that the targets are set for, and how near to the roofline?",
         (
-            _bench(
-                "janus",
-                "--model janus-pro-1b --policies linear,full --ratios 1/6 --batch-sizes {batch} --lines {lines} --repeats 2",
-                100,
-            ),
+            _bench("janus", 100, f"{JANUS} linear,full --batch-sizes {{batch}}", repeats=2),
             _bench(
                 "llamagen",
-                "--model llamagen-xl-384 --policies linear,full --ratios 1/6 --batch-sizes {large} --lines {lines} "
-                "--repeats 2",
                 120,
+                "--model llamagen-xl-384 --policies linear,full --batch-sizes {large}",
+                repeats=2,
             ),
+            _bench("one-picture", 60, f"{JANUS} linear,full --batch-sizes 1", repeats=2),
+            _bench("uncaptured", 60, f"{JANUS} linear --batch-sizes 1 --compile {{uncaptured}}", repeats=2),
+        ),
+    ),
+    Step(
+        "How fast is transformers' own loop?",
+        (
             _bench(
-                "janus-transformers",
-                "--model janus-pro-1b --policies full,transformers-dynamic{static} --batch-sizes {batch} --lines {lines} "
-                "--repeats 1",
-                180,
-            ),
-            _bench(
-                "one-picture",
-                "--model janus-pro-1b --policies linear,full --ratios 1/6 --batch-sizes 1 --lines {lines} --repeats 2",
-                60,
+                "transformers", 240, f"{JANUS} full,transformers-dynamic{{static}} --batch-sizes {{batch}}"
             ),
         ),
     ),
     Step(
         "What do eight bits, equal memory and a large grid bring?",
         (
-            _bench(
-                "int8",
-                "--model janus-pro-1b --policies linear,full --ratios 1/6 --batch-sizes {batch} --lines {lines} --repeats 1 "
-                "--kv-dtype int8",
-                90,
-            ),
-            _bench(
-                "equal-memory",
-                "--model janus-pro-1b --policies full,linear --ratios 1/6 --memory {memory} --lines {lines} --repeats 1",
-                240,
-            ),
+            _bench("int8", 90, f"{JANUS} linear,full --batch-sizes {{batch}} --kv-dtype int8"),
+            _bench("equal-memory", 210, f"{JANUS} full,linear --memory {{memory}}"),
             _bench(
                 "grid-64",
-                "--model lumina-mgpt-7b-1024 --policies full,linear --ratios 1/8 --batch-sizes {small} --lines {lines} "
-                "--repeats 1",
                 120,
+                "--model lumina-mgpt-7b-1024 --policies full,linear --ratios 1/8 --batch-sizes {small}",
+                lines="{tall}",
             ),
         ),
-    ),
-    Step(
-        "How fast are the rows of the papers' tables?",
-        (_bench("linear-table", "--preset linear-table {table} --lines {lines} --repeats 1", 480),),
     ),
     Step(
         "Where does the time of a step go, and is memory what was estimated?",
@@ -161,14 +146,18 @@ STEPS = (
                 "../profile_step.py --device {device} --compile {compile} --batch-size {batch} --json {json}",
                 90,
             ),
-            _script("peak", "memory.py", 150),
+            _script("peak", 150, "memory.py"),
         ),
     ),
     Step(
         "Can files be made while the next pictures are decoded, and does memory stay where it is?",
         (
-            _script("overlap", "overlap.py", 180),
-            _script("calls", "memory.py", 120, "--calls"),
+            _script("overlap", 180, "overlap.py"),
+            _script("calls", 120, "memory.py", "--calls"),
         ),
+    ),
+    Step(
+        "How fast are the rows of the papers' tables?",
+        (_bench("linear-table", 480, "--preset linear-table {table}"),),
     ),
 )
