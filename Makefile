@@ -84,7 +84,7 @@ $(OLDEST)/.stamp: CONSTRAINTS := constraints-oldest.txt
 $(OLDEST)/.stamp: pyproject.toml constraints-oldest.txt
 	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) torch setuptools wheel
-	$(EDITABLE) '.[test]'
+	$(EDITABLE) '.[parquet,viz]' hypothesis pytest pytest-xdist triton
 	@touch $@
 
 # The package laid out as it will be installed, for tools that read files instead of importing them.

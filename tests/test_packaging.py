@@ -47,7 +47,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "--no-build-isolation",
         "--no-index",
     )
-    run(*build, "--wheel-dir", place, source, cwd=place)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("ARKV_COMMIT", "abc123")  # the copy is no checkout
+        run(*build, "--wheel-dir", place, source, cwd=place)
     (built,) = place.glob("*.whl")
     return built
 
@@ -118,6 +120,10 @@ def test_the_description_on_an_index_has_no_link_that_breaks_there(installed: Pa
     assert "make demo" in description
     assert "All policies beside each other" in description
     assert "<!--" not in description
+
+
+def test_wheel_knows_the_commit_that_it_was_built_from(wheel: Path) -> None:
+    assert zipfile.ZipFile(wheel).read("arkv/_commit.txt") == b"abc123"
 
 
 def test_wheel_has_the_embedded_model(wheel: Path) -> None:

@@ -14,6 +14,9 @@ import torch
 
 from arkv.model import Model
 
+BUILT_FROM = Path(__file__).parents[1] / "_commit.txt"
+"""What the build notes (see setup.py)."""
+
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
     """Date, versions and machine, ready for JSON."""
@@ -44,7 +47,10 @@ def describe_run(model: Model, seed: int, guidance: float | None) -> dict[str, A
 
 
 def _commit() -> str | None:
-    """Commit of the checkout that this file runs from, "-dirty" behind it if changed; None elsewhere."""
+    """Commit of the checkout that this file runs from, or of the build; "-dirty" behind it if changed.
+
+    None where neither is known.
+    """
     here = Path(__file__)
     git = ("git", "-C", str(here.parent))
     try:
@@ -53,7 +59,7 @@ def _commit() -> str | None:
         describe = [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
         return subprocess.run(describe, check=True, capture_output=True, text=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        return None
+        return BUILT_FROM.read_text().strip() if BUILT_FROM.exists() else None
 
 
 def _cpu_model() -> str:
