@@ -3,34 +3,44 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from arkv.errors import ArkvError, CheckpointError
+from arkv.grid import Grid
 from arkv.weights.files import read_config
+
+PERCENTS = range(1, 100)
+"""The shares of attention that a head's reach is kept for."""
 
 FACTS: Mapping[str, Any] = {
     "model": str,
-    "radius": int,
+    "tokens": int,
     "prompts": int,
     "guidance": (int, float),
     "date": str,
     "versions": dict,
 }
-"""What JSON may hold in the fields of a profile, beside its shares."""
+"""What JSON may hold in the fields of a profile, beside its reaches."""
 
 
 @dataclass(frozen=True)
 class HeadProfile:
-    """What was measured of a model's heads.
+    """What was measured of a model's heads: how far back each one looks.
+
+    The lag of a token is its distance behind the query in raster order, 0 for the query's own. A window of W
+    tokens holds the lags up to W.
 
     Attributes:
         model: its name.
-        outside: by layer and key head, the share of attention to visual tokens that goes beyond the
-            neighbourhood, from 0 to 1.
-        radius: cells that the neighbourhood reaches upwards and to either side.
+        tokens: visual tokens of its pictures, `N`.
+        reach: by layer, key head and percent from 1 to 99: the least window that leaves out no more than
+            this share of the attention to visual tokens. 99 whole numbers a head, and the share that any
+            window leaves out, to a percent.
         prompts: pictures drawn.
         guidance: scale they were drawn with; at 1 there were no unconditional rows.
         date: when, in UTC.
@@ -38,21 +48,32 @@ class HeadProfile:
     """
 
     model: str
-    outside: tuple[tuple[float, ...], ...]
-    radius: int
+    tokens: int
+    reach: tuple[tuple[tuple[int, ...], ...], ...]
     prompts: int
     guidance: float
     date: str
     versions: Mapping[str, str]
 
+    def left_out(self, window: int) -> tuple[tuple[float, ...], ...]:
+        """The share of attention that a window leaves out, by layer and key head.
+
+        Args:
+            window: tokens before the query's own.
+
+        Returns:
+            Shares, rounded down to a percent, so that one that is at least p percent exceeds p percent.
+        """
+        return tuple(tuple(_exceeded(head, window) / 100 for head in layer) for layer in self.reach)
+
     def to_json(self) -> str:
-        """One JSON object, a layer a line, as `load` reads it."""
+        """One JSON object, a head a line, as `load` reads it."""
         members = []
         for name, value in asdict(self).items():
             text = json.dumps(value)
-            if name == "outside":
-                layers = ",\n".join(f"    {json.dumps(layer)}" for layer in self.outside)
-                text = f"[\n{layers}\n  ]"
+            if name == "reach":
+                layers = [",\n".join(f"      {json.dumps(head)}" for head in layer) for layer in self.reach]
+                text = "[\n" + ",\n".join(f"    [\n{layer}\n    ]" for layer in layers) + "\n  ]"
             members.append(f"  {json.dumps(name)}: {text}")
         return "{\n" + ",\n".join(members) + "\n}\n"
 
@@ -72,29 +93,53 @@ class HeadProfile:
         """Read a profile.
 
         Raises:
-            CheckpointError: the file is missing, is not JSON, or does not hold a profile.
+            CheckpointError: the file is missing, is not JSON, does not hold a profile, or one of the older
+                kind.
         """
         remedy = f"write one with 'arkv profile --model NAME --out {path}'"
         try:
             content = read_config(Path(path))
         except CheckpointError as error:
             raise CheckpointError(f"{error}; {remedy}") from None
+        if "outside" in content and "reach" not in content:
+            raise CheckpointError(
+                f"{path} is a profile of the older kind, which says what lies outside of a neighbourhood of "
+                f"cells and not what a window leaves out; {remedy}"
+            )
         try:
-            outside = tuple(tuple(_share(x) for x in layer) for layer in content["outside"])
-            if len({len(layer) for layer in outside}) != 1 or not outside[0]:
-                raise ValueError("layers have to have the same number of heads, at least one")
             known = {field.name: content[field.name] for field in fields(cls)}
             for name, kind in FACTS.items():
                 if not isinstance(known[name], kind) or isinstance(known[name], bool):
                     raise ValueError(f"{name!r} is {known[name]!r}")
+            reach = tuple(tuple(_reach(head, known["tokens"]) for head in layer) for layer in known["reach"])
+            if len({len(layer) for layer in reach}) != 1 or not reach[0]:
+                raise ValueError("layers have to have the same number of heads, at least one")
         except KeyError as error:
             raise CheckpointError(f"{path} is no profile of heads: {error} is missing; {remedy}") from None
         except (TypeError, ValueError) as error:
             raise CheckpointError(f"{path} is no profile of heads: {error}; {remedy}") from None
-        return cls(**known | {"outside": outside})
+        return cls(**known | {"reach": reach})
 
 
-def _share(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-        raise ValueError(f"'outside' has {value!r}, expected shares from 0 to 1")
-    return float(value)
+def usual_window(grid: Grid) -> int:
+    """The window that SSD's figures speak for: 64 tokens in lines of 24, so 8/3 lines, to the nearest token.
+
+    It scales with the line, because what a head looks at nearby is above the query as well as beside it.
+    """
+    return round(grid.line * 64 / 24)
+
+
+def _exceeded(reach: Sequence[int], window: int) -> int:
+    """How many percent a window leaves out; the windows of `reach` fall as the percents rise."""
+    return bisect_left(reach, -window, key=lambda least: -least)
+
+
+def _reach(value: Any, tokens: int) -> tuple[int, ...]:
+    windows = tuple(value)
+    if any(isinstance(w, bool) or not isinstance(w, int) or not 0 <= w <= tokens for w in windows):
+        raise ValueError(f"'reach' has {value!r}, expected whole numbers from 0 to {tokens}")
+    if len(windows) != len(PERCENTS) or any(a < b for a, b in pairwise(windows)):
+        raise ValueError(
+            f"'reach' has {value!r}, expected {len(PERCENTS)} numbers a head, none greater than the last"
+        )
+    return windows

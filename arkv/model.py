@@ -39,8 +39,8 @@ class ModelSpec:
         hidden: width of the inside of the MLP; for estimates of memory only.
         top_k: how many of the likeliest tokens this model is to draw from; 0 for all.
         guided_tokens: first visual tokens that guidance is for; None for all.
-        head_profile: file of the measured shares of distant attention of its heads, which
-            `arkv profile` writes; None where nobody has measured them.
+        head_profile: file with what was measured of its heads, which `arkv profile` writes; None where
+            nobody has measured them.
     """
 
     name: str

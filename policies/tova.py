@@ -23,13 +23,19 @@ class TOVA(RankedPolicy):
     """The least attended tokens go; neither age nor place protects any (stated), not even the newest.
 
     The paper evicts one token at every step, which is `period=1`; by default a line goes at its end, by the
-    attention of the line's last token (ours). Every head decides for itself (ours, as for the other
-    baselines; the paper averages the attention over the heads of a layer, so that all keep the same tokens).
+    attention of the line's last token (ours).
+
+    Attributes:
+        mean_heads: whether the heads of a layer keep the same tokens, by the mean of their attention (stated,
+            and what the published cache does); else every head decides for itself (ours, as for the other
+            baselines).
     """
 
     fields: ClassVar[Mapping[str, torch.dtype]] = {"score": torch.float32}
     needs: ClassVar[frozenset[str]] = frozenset({"mass"})
     source: ClassVar[str] = "TOVA, arXiv 2401.06104"
+
+    mean_heads: bool = False
 
     def observe(self, store: Store, seen: Observation, step: Tensor) -> None:
         """Remember what this token looks at, and nothing before it."""
@@ -37,4 +43,22 @@ class TOVA(RankedPolicy):
 
     def score(self, store: Store, step: Tensor) -> Tensor:
         """The attention of the newest query."""
-        return store["score"]
+        return sum_over_heads(store, store["score"]) if self.mean_heads else store["score"]
+
+
+def sum_over_heads(store: Store, x: Tensor) -> Tensor:
+    """What the heads of a layer say of a token together, in every slot that holds it.
+
+    Args:
+        store: positions and heads.
+        x: float32 `[layers, rows, slots]`.
+
+    Returns:
+        float32 `[layers, rows, slots]`; where there is no visual token, nothing that means anything.
+    """
+    heads, tokens = store.kv_heads, store.grid.tokens
+    # One place for every token of every head, not a sum into shared ones: the same result on every device.
+    place = torch.where(store.position >= 0, store.head * tokens + store.position, heads * tokens)
+    by_head = x.new_zeros(*x.shape[:2], heads * tokens + 1).scatter(-1, place, x)[..., :-1]
+    together = by_head.unflatten(-1, (heads, tokens)).sum(2)
+    return together.gather(-1, store.position.clamp(min=0).long())

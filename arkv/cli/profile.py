@@ -9,7 +9,7 @@ from arkv.cli.parser import Command
 from arkv.cli.tables import print_table
 from arkv.jobs.loading import DeviceOptions, ModelOptions
 from arkv.jobs.recipe import CompileOption, GuidanceOption
-from arkv.options import Count, FilePath, Positive, Seed, option, options
+from arkv.options import FilePath, Positive, Seed, option, options
 
 
 @options
@@ -25,8 +25,10 @@ class ProfileOptions(GuidanceOption, ModelOptions, CompileOption, DeviceOptions,
     map: FilePath | None = option(
         default=None, metavar="FILE", help="also draw the shares by layer and head, as a PNG file"
     )
-    radius: Count = option(
-        default=2, metavar="CELLS", help="cells that a neighbourhood reaches upwards and to either side"
+    window: Positive | None = option(
+        default=None,
+        metavar="TOKENS",
+        help="what table and map are of; the file serves every window (default: SSD's, 8/3 lines)",
     )
     seed: Seed = option(default=0, metavar="N", help="of prompts and pictures")
     batch_size: Positive | None = option(
@@ -38,15 +40,16 @@ def run(given: ProfileOptions, typed: str) -> None:
     """Measure."""
     check_outputs(out=given.out, map=given.map)
     check_figure(given.map, ".png")
+    from arkv.head_profile import usual_window
     from arkv.pictures.files import png, write_whole
     from arkv.study.profile import draw_map, measure
 
     model = given.load_model()
+    window = usual_window(model.spec.grid) if given.window is None else given.window
     measured = measure(
         model,
         model.example_prompts(given.prompts, given.seed),
         seeds=range(given.seed, given.seed + given.prompts),
-        radius=given.radius,
         guidance=given.guidance,
         batch_size=given.batch_size,
         compile=given.compile,
@@ -54,15 +57,15 @@ def run(given: ProfileOptions, typed: str) -> None:
     )
     files = {given.out: measured.to_json().encode()}
     if given.map is not None:
-        files[given.map] = png(draw_map(measured), {"Software": f"arkv {arkv.__version__}"})
+        files[given.map] = png(draw_map(measured, window), {"Software": f"arkv {arkv.__version__}"})
     write_whole(files)
     rows = [
         (layer, *(f"{share:.1%}" for share in (min(shares), sum(shares) / len(shares), max(shares))))
-        for layer, shares in enumerate(measured.outside)
+        for layer, shares in enumerate(measured.left_out(window))
     ]
     header = ("layer", "least", "mean of heads", "most")
     print_table(header, rows, right=range(len(header)))
-    print(f"{given.out}: attention beyond {measured.radius} cells, {measured.prompts} pictures")
+    print(f"{given.out}: attention more than {window} tokens back, {measured.prompts} pictures")
 
 
 COMMAND = Command(

@@ -32,7 +32,7 @@ KEPT = {
     "--ratios",
     "inspect": f"{USUAL} --animation --heads --layers --lines --out --policy --prompt --ratio "
     "--unconditional",
-    "profile": f"{USUAL} --batch-size --compile --map --out --prompts --radius",
+    "profile": f"{USUAL} --batch-size --compile --map --out --prompts --window",
     "demo": "--compile --device --dtype --guidance --judged --out --quiet --seed",
 }
 

@@ -128,7 +128,7 @@ def test_every_row_and_head_has_the_similarities_of_its_own_keys() -> None:
     # Importance is zero again after the eviction, so a score is the redundancy alone.
     found, table = scores_of_all(rows=3)
     for place, scores in found.items():
-        expected = -0.93 * naive_redundancy(table[place][sorted(scores)])
+        expected = -0.9 * naive_redundancy(table[place][sorted(scores)])
         numpy.testing.assert_allclose([scores[p] for p in sorted(scores)], expected, atol=1e-6)
     assert len({round(scores[0], 6) for scores in found.values()}) == len(found), "places differ at all"
 

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from hypothesis import strategies as st
+from profiles import profile_of
 from tiny import Often
 from torch import Tensor
 
@@ -15,7 +16,6 @@ from arkv.model import ModelSpec
 from arkv.policies.window import SlidingWindow
 from arkv.policy import least_of_layer
 from arkv.registry import load_class, names
-from arkv.study.profile import HeadProfile
 from arkv.testing import PolicySuite
 
 share = st.floats(0, 1)
@@ -51,7 +51,7 @@ PARAMETERS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     },
     "pyramid": COMMON | {"of": SCORERS, "beta": st.floats(1, 20)},
     "random": COMMON | {"seed": st.integers(0, 9)},
-    "rkv": COMMON | {"window": few, "kernel": st.sampled_from([1, 3])},
+    "rkv": COMMON | {"window": few, "kernel": st.sampled_from([1, 3]), "as_published": st.booleans()},
     "snapkv": COMMON
     | {
         "window": few,
@@ -64,8 +64,10 @@ PARAMETERS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "tau": share,
         "window": few,
         "buffer": few,
-        "recent": st.integers(0, 2),
+        "recent": st.none() | st.integers(0, 2),
+        "buffer_within": st.booleans(),
     },
+    "tova": COMMON | {"mean_heads": st.booleans()},
     "window": COMMON | {"sinks": st.integers(0, 4)},
 }
 
@@ -92,9 +94,9 @@ class TestRegistered(PolicySuite):
         """Files with profiles of random heads."""
 
         def write(shares: tuple[tuple[float, ...], ...]) -> str:
-            path = self.folder / f"{hash(shares)}.json"
+            path = self.folder / f"{hash((shares, spec.grid))}.json"
             if not path.exists():
-                HeadProfile(spec.name, shares, 2, 1, 1.5, "2026-01-01", {}).save(path)
+                profile_of(spec, shares).save(path)
             return str(path)
 
         layer = st.tuples(*[st.sampled_from([0.0, 0.25, 0.75, 1.0])] * spec.kv_heads)
