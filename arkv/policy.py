@@ -10,9 +10,10 @@ from __future__ import annotations
 import dataclasses
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, cast, get_args, get_type_hints
 
 import torch
@@ -96,6 +97,14 @@ class CachePolicy(ABC):
         Raises:
             BudgetError: the parameters leave no legal budget; the message says which would.
         """
+
+    def files(self, spec: ModelSpec) -> Sequence[Path]:
+        """Files whose contents decide on what this policy keeps, beside its parameters; here, none.
+
+        Args:
+            spec: of the model that it is for.
+        """
+        return ()
 
     def begin(self, store: Store) -> None:  # noqa: B027  # nothing to begin with, for most
         """Write what the statistics are to begin with, after they were zeroed for a new batch.

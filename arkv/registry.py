@@ -9,7 +9,7 @@ import ast
 import inspect
 import typing
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -47,6 +47,36 @@ def names(kind: Kind) -> list[Entry]:
     return [
         Entry(point.name, _origin(point)) for point in sorted(_points(kind).values(), key=lambda p: p.name)
     ]
+
+
+def origin_of(kind: Kind, loaded: type) -> str:
+    """The distribution and version that registered a class, or "unregistered"; nothing is imported."""
+    value = f"{loaded.__module__}:{loaded.__qualname__}"
+    found = [point for point in _points(kind).values() if point.value == value]
+    return _origin(found[0]) if found else "unregistered"
+
+
+def at_ratios(policies: Sequence[str], ratios: Sequence[str]) -> list[str]:
+    """Every policy at every ratio, as `load_policy` takes it, none twice.
+
+    Args:
+        policies: names, with parameters if any. One that has no ratio, or is given its budget here, is taken
+            once as it stands.
+        ratios: such as "1/6".
+
+    Raises:
+        UnknownNameError: there is no such policy.
+    """
+    complete: dict[str, None] = {}  # an ordered set
+    for text in policies:
+        name, _, given = text.partition(":")
+        known = {field.name for field in fields(load_class("policy", name))}
+        fixed = {part.partition("=")[0].strip() for part in split_commas(given)} & {"budget", "ratio"}
+        if "ratio" not in known or fixed:
+            complete[text] = None
+        else:
+            complete |= {f"{text}{',' if given else ':'}ratio={ratio}": None for ratio in ratios}
+    return list(complete)
 
 
 def load_class(kind: Kind, name: str) -> Any:

@@ -12,7 +12,7 @@ have released no code. What the paper leaves open is marked "inferred" below.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -97,19 +97,25 @@ class SSD(RankedPolicy):
         buffer = self.eviction_period(grid) if self.buffer_within else 0
         return self.recent_tokens(grid) + buffer
 
+    def files(self, spec: ModelSpec) -> Sequence[Path]:
+        """The profile, if there is one."""
+        path = self.profile or spec.head_profile
+        return () if path is None else (Path(path),)
+
     def measured(self, spec: ModelSpec) -> HeadProfile:
         """What is known of the heads.
 
         Raises:
             ArkvError: there is no profile, or it is of another model.
         """
-        path = self.profile or spec.head_profile
-        if path is None:
+        files = self.files(spec)
+        if not files:
             raise ArkvError(
                 f"SSD needs to know the heads of {spec.name}, and no profile comes with it: measure one "
                 f"with 'arkv profile --model {spec.name} --out heads.json' and give profile='heads.json'"
             )
-        profile = HeadProfile.load(Path(path))
+        (path,) = files
+        profile = HeadProfile.load(path)
         heads, tokens = [len(layer) for layer in profile.reach], spec.grid.tokens
         if heads != [spec.kv_heads] * spec.layers or profile.tokens != tokens:
             raise ArkvError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -53,15 +52,11 @@ def run(given: EvalOptions, typed: str) -> None:
     """Score."""
     check_outputs(out=given.out, plot=given.plot)
     check_figure(given.plot, ".png")
-    from arkv.decoding.sampling import Sampling
-    from arkv.jobs.journal import Journal
     from arkv.pictures.files import png, write_whole
-    from arkv.speed.bench import configurations
-    from arkv.study.evaluation import Contender, Evaluation, Settings, describe, evaluate
+    from arkv.study.comparison import compare_policies
+    from arkv.study.evaluation import Settings
 
-    wanted = [one.policy for one in configurations(given.policies, list(map(str, given.ratios)), [1])]
     model = given.load_model()
-    contenders = [Contender.load(text, model) for text in wanted]
     settings = Settings(
         prompts=given.prompts,
         forced_prompts=given.forced_prompts,
@@ -71,19 +66,18 @@ def run(given: EvalOptions, typed: str) -> None:
         compile=given.compile,
         kv_dtype=given.kv_dtype,
     )
-    Sampling(settings.guidance).check(model.spec.vocabulary)
-    shared, facts = describe(model, settings)
-    shared["loading"] = given.described()
-    facts["command"] = typed
-    journal = Journal(given.out, shared, facts)
-    pending = [one for one in contenders if one.text not in journal.rows]
-    if len(pending) < len(wanted) and not given.quiet:
-        print(f"{given.out}: {len(wanted) - len(pending)} of {len(wanted)} are done", file=sys.stderr)
-    for row in evaluate(model, pending, settings, progress=not given.quiet):
-        # A file may be finished by another commit than it was begun with.
-        journal.append(dataclasses.asdict(row) | {"commit": facts["commit"]})
-
-    rows = [Evaluation.from_dict(journal.rows[text]) for text in wanted]
+    found = compare_policies(
+        model,
+        given.policies,
+        ratios=list(map(str, given.ratios)),
+        settings=settings,
+        out=given.out,
+        shared={"loading": given.described()},
+        facts={"command": typed},
+        progress=not given.quiet,
+        tell=None if given.quiet else lambda line: print(line, file=sys.stderr),
+    )
+    rows, shared = list(found.rows.values()), found.run
     title = (
         f"{shared['model']}, {settings.prompts} prompts, guidance {settings.guidance:g}, "
         f"{shared['dtype']}, {shared['device']}"

@@ -7,7 +7,6 @@ caches do not fit into memory together they follow one another.
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -22,7 +21,7 @@ from arkv.errors import ArkvError, MemoryLimitError
 from arkv.estimate import estimate, pictures_within, usable_memory
 from arkv.machine.instruments import PeakMemory
 from arkv.model import Model
-from arkv.registry import load_class
+from arkv.registry import at_ratios
 from arkv.speed.contestant import Configuration as Configuration
 from arkv.speed.contestant import Contestant, engine_of, policy_of
 from arkv.speed.engine import BASELINES
@@ -48,16 +47,8 @@ def configurations(
     """
     complete: dict[str, None] = {}  # an ordered set
     for text in policies:
-        name, _, given = text.partition(":")
-        if name in BASELINES:
-            complete[text] = None
-            continue
-        known = {field.name for field in dataclasses.fields(load_class("policy", name))}
-        fixed = {part.partition("=")[0].strip() for part in given.split(",")} & {"budget", "ratio"}
-        if "ratio" not in known or fixed:
-            complete[text] = None
-        else:
-            complete |= {f"{text}{',' if given else ':'}ratio={ratio}": None for ratio in ratios}
+        baseline = text.partition(":")[0] in BASELINES
+        complete |= dict.fromkeys([text] if baseline else at_ratios([text], ratios))
     return [Configuration(policy, size) for size in batch_sizes for policy in complete]
 
 

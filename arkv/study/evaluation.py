@@ -7,9 +7,11 @@ changed is measured on the full cache's own pictures (see `arkv.study.shadow`).
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy
 import torch
@@ -21,11 +23,13 @@ from arkv.attention.quantization import KvDtype
 from arkv.decoder import Decoder, Statistics
 from arkv.decoding.compiling import Compile
 from arkv.errors import ArkvError, BudgetError
+from arkv.jobs.provenance import Facts, facts_of_class, facts_of_policy
 from arkv.machine.description import describe_run
 from arkv.model import Model
 from arkv.options import split_commas
+from arkv.pictures.files import png, write_whole
 from arkv.policy import CachePolicy
-from arkv.registry import load_policy
+from arkv.registry import load_class, load_policy
 from arkv.study.shadow import Fidelity, compare
 
 CONFIDENCE = 0.95
@@ -57,6 +61,18 @@ class Accuracy:
         return cls(right, judged, right / judged, float(interval.low), float(interval.high))
 
 
+class Outcome(NamedTuple):
+    """One picture.
+
+    Attributes:
+        seed: that it was drawn from.
+        right: whether it shows what its prompt asks for; None where nobody can tell.
+    """
+
+    seed: int
+    right: bool | None
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """What one policy at one ratio scores.
@@ -75,6 +91,9 @@ class Evaluation:
             included; guidance rows are not counted twice. `arkv bench` measures speed with more care.
         kv_bytes: keys and values allocated for a batch.
         full_kv_bytes: what the full cache takes for it.
+        outcomes: picture by picture, in the order of the prompts.
+        decided_by: whose code, weights and prompts made the row (see `arkv.jobs.provenance`); None where
+            nobody has noted it.
     """
 
     policy: str
@@ -89,6 +108,8 @@ class Evaluation:
     tokens_per_second: float | None = None
     kv_bytes: int | None = None
     full_kv_bytes: int | None = None
+    outcomes: tuple[Outcome, ...] = ()
+    decided_by: Facts | None = None
 
     @property
     def name(self) -> str:
@@ -97,14 +118,21 @@ class Evaluation:
         kept = [part for part in split_commas(parameters) if part.partition("=")[0].strip() != "ratio"]
         return ":".join(filter(None, (name, ",".join(kept))))
 
+    @property
+    def asked_ratio(self) -> str | None:
+        """The ratio as it was asked for, such as "1/6"; None where it was not."""
+        parts = (part.partition("=") for part in split_commas(self.policy.partition(":")[2]))
+        return next((value.strip() for name, _, value in parts if name.strip() == "ratio"), None)
+
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> Evaluation:
         """Back from `dataclasses.asdict`; fields that somebody has added are left out."""
-        known = {each.name: row[each.name] for each in dataclasses.fields(cls)}
-        overall, groups = known.pop("accuracy"), known.pop("groups")
+        known = {each.name: row[each.name] for each in dataclasses.fields(cls) if each.name in row}
+        overall, groups, outcomes = (known.pop(name, None) for name in ("accuracy", "groups", "outcomes"))
         return cls(
             accuracy=None if overall is None else Accuracy(**overall),
-            groups={name: Accuracy(**values) for name, values in groups.items()},
+            groups={name: Accuracy(**values) for name, values in (groups or {}).items()},
+            outcomes=tuple(Outcome(*each) for each in outcomes or ()),
             **known,
         )
 
@@ -118,12 +146,14 @@ class Contender:
         policy: None if it refuses.
         ratio: as in `Evaluation`.
         error: None if it does not refuse.
+        kind: class of the policy, of one that refuses as well.
     """
 
     text: str
     policy: CachePolicy | None
     ratio: float | None
     error: str | None
+    kind: type[CachePolicy] | None = None
 
     @classmethod
     def load(cls, text: str, model: Model) -> Contender:
@@ -136,11 +166,23 @@ class Contender:
         spec = model.spec
         try:
             policy = load_policy(text)
-            budgets = policy.plan(spec.grid, spec).budgets(spec)
+            ratio = policy.plan(spec.grid, spec).mean_budget(spec) / spec.grid.tokens
         except BudgetError as error:
-            return cls(text, None, None, str(error))
-        heads = spec.layers * spec.kv_heads
-        return cls(text, policy, sum(map(sum, budgets)) / (heads * spec.grid.tokens), None)
+            return cls(text, None, None, str(error), load_class("policy", text.partition(":")[0]))
+        return cls(text, policy, ratio, None, type(policy))
+
+    def decided_by(self, model: Model, facts_of_others: Facts) -> Facts:
+        """Whose code makes the row of this contender.
+
+        Args:
+            model: that it is for.
+            facts_of_others: what else decides, such as `facts_of_model` and the prompts.
+        """
+        if self.policy is not None:
+            policy: Facts = facts_of_policy(self.policy, model.spec)
+        else:
+            policy = {} if self.kind is None else facts_of_class(self.kind)
+        return {"policy": policy, **facts_of_others}
 
 
 @dataclass(frozen=True)
@@ -148,7 +190,7 @@ class Settings:
     """What every policy of a comparison has in common.
 
     Attributes:
-        prompts: how many of the model's example prompts are drawn; a picture each.
+        prompts: how many prompts are drawn; a picture each.
         forced_prompts: how many of them, the first, are compared with the full cache step by step; never
             more than there are, and 0 leaves that out.
         batch_size: pictures decoded at a time.
@@ -189,20 +231,32 @@ def describe(model: Model, settings: Settings) -> tuple[dict[str, Any], dict[str
 
 
 def evaluate(
-    model: Model, contenders: Sequence[Contender], settings: Settings, progress: bool = False
+    model: Model,
+    contenders: Sequence[Contender],
+    settings: Settings,
+    progress: bool = False,
+    *,
+    prompts: Sequence[Any] | None = None,
+    pictures_to: Path | None = None,
 ) -> Iterator[Evaluation]:
     """Evaluate policies one after the other; a row comes as soon as it is done.
 
     Args:
-        model: what draws; its own example prompts are used.
+        model: what draws.
         contenders: in the order of the rows.
         settings: the same for all.
         progress: show a bar, in pictures.
+        prompts: as many as the settings say; None for the model's own example prompts.
+        pictures_to: folder for the pictures, a folder a policy and a PNG file a seed; None to keep none.
 
     Raises:
-        ArkvError: as `Decoder.generate`.
+        ArkvError: there are more or fewer prompts than the settings say, or as `Decoder.generate`.
     """
-    prompts = model.example_prompts(settings.prompts, settings.seed)
+    if prompts is None:
+        prompts = model.example_prompts(settings.prompts, settings.seed)
+    if len(prompts) != settings.prompts:
+        raise ArkvError(f"the settings are for {settings.prompts} prompts, and {len(prompts)} are given")
+    model.check_prompts(prompts)
     pictures = settings.prompts + settings.forced_prompts
     wanted = sum(one.policy is not None for one in contenders)
     forced: Tensor | None = None
@@ -212,17 +266,25 @@ def evaluate(
                 yield Evaluation(one.text, None, one.error)
                 continue
             bar.set_description(one.text)
-            verdicts, stats = _draw(model, one.policy, prompts, settings, bar)
+            folder = None if pictures_to is None else pictures_to / re.sub(r"[^\w.=-]+", "-", one.text)
+            verdicts, stats = _draw(model, one.policy, prompts, settings, bar, folder)
             fidelity = None
             if settings.forced_prompts:
                 if forced is None:
                     forced = _full_pictures(model, prompts, settings)
                 fidelity = _compare(model, one.policy, prompts, forced, settings, bar)
-            yield _row(model, one, prompts, verdicts, stats, fidelity)
+            row = _row(model, one, prompts, verdicts, stats, fidelity)
+            outcomes = tuple(Outcome(settings.seed + i, right) for i, right in enumerate(verdicts))
+            yield dataclasses.replace(row, outcomes=outcomes)
 
 
 def _draw(
-    model: Model, policy: CachePolicy, prompts: Sequence[Any], settings: Settings, bar: tqdm[Any]
+    model: Model,
+    policy: CachePolicy,
+    prompts: Sequence[Any],
+    settings: Settings,
+    bar: tqdm[Any],
+    folder: Path | None,
 ) -> tuple[list[bool | None], list[Statistics]]:
     """The verdict on every picture, and the statistics of every batch."""
     decoder = Decoder(model, policy, settings.compile, settings.kv_dtype)
@@ -231,6 +293,9 @@ def _draw(
         texts = [prompts[i] for i in batch]
         result = decoder.generate(texts, seeds=[settings.seed + i for i in batch], guidance=settings.guidance)
         stats.append(result.stats)
+        if folder is not None:
+            named = zip(batch, result.images, strict=True)
+            write_whole({folder / f"{settings.seed + i}.png": png(image, {}) for i, image in named})
         verdicts += [
             model.satisfies(text, torch.from_numpy(numpy.array(image)))
             for text, image in zip(texts, result.images, strict=True)

@@ -126,7 +126,7 @@ BROKEN = {
     "text": ({"reach": [[["far"] * 99]]}, "expected whole numbers from 0 to 20"),
     "too far": ({"reach": [[[21] * 99]]}, "expected whole numbers from 0 to 20"),
     "not every percent": ({"reach": [[[3] * 98]]}, "expected 99 numbers a head"),
-    "rising": ({"reach": [[[3] * 98 + [4]]]}, "none greater than the one before"),
+    "rising": ({"reach": [[[3] * 98 + [4]]]}, "none greater than the last"),
     "tokens of another type": ({"tokens": "many"}, "'tokens' is 'many'"),
     "versions of another type": ({"versions": None}, "'versions' is None"),
 }
