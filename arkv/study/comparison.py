@@ -14,6 +14,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from arkv.attention.quantization import KvDtype
 from arkv.decoding.sampling import Sampling
 from arkv.errors import ArkvError
 from arkv.jobs.journal import Journal
@@ -65,6 +66,13 @@ class Comparison:
         ratios = sorted(found, key=lambda ratio: (ratio != "", -Fraction(ratio or 0)))
         return {ratio: found[ratio] for ratio in ratios}
 
+    def by_bytes(self) -> list[Evaluation]:
+        """The rows from the fewest bytes of keys and values to the most, those that are refused left out."""
+        return sorted(
+            (row for row in self.rows.values() if row.kv_bytes is not None),
+            key=lambda row: row.kv_bytes or 0,
+        )
+
 
 def compare_policies(
     model: Model,
@@ -72,6 +80,7 @@ def compare_policies(
     *,
     ratios: Sequence[str] = ("1/6",),
     settings: Settings | None = None,
+    kv_dtypes: Sequence[KvDtype | None] = (None,),
     prompts: Sequence[Any] | Path | None = None,
     out: Path | str | None = None,
     pictures_to: Path | None = None,
@@ -90,6 +99,8 @@ def compare_policies(
         policies: names, with parameters if any.
         ratios: for those policies that have a ratio and are not given their budget.
         settings: None for the usual ones, with the model's own guidance and as many prompts as are given.
+        kv_dtypes: every policy is evaluated with each, None for what the settings say; the rows of the others
+            are called "linear:ratio=1/6@int8".
         prompts: what to draw, or a file of prompts (see `arkv.pictures.prompts`); None for the model's own.
         out: JSON lines, a row as soon as it is done; of an earlier run, what it has is not run again.
         pictures_to: folder for the pictures; None to keep none.
@@ -111,7 +122,8 @@ def compare_policies(
     if prompts is None:
         prompts = model.example_prompts(settings.prompts, settings.seed)
     model.check_prompts(prompts)
-    contenders = [Contender.load(text, model) for text in at_ratios(policies, ratios)]
+    texts = at_ratios(policies, ratios)
+    contenders = [Contender.load(text, model, kv_dtype) for text in texts for kv_dtype in kv_dtypes]
     own, of_run = describe(model, settings)
     own, of_run = own | dict(shared or {}), of_run | dict(facts or {}) | {"prompt_list": list(prompts)}
     journal = None if out is None else Journal(Path(out), own, of_run)

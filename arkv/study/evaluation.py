@@ -9,9 +9,9 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy
 import torch
@@ -78,7 +78,8 @@ class Evaluation:
     """What one policy at one ratio scores.
 
     Attributes:
-        policy: with its parameters, such as "linear:ratio=1/6".
+        policy: with its parameters, such as "linear:ratio=1/6", and with "@int8" behind them where its keys
+            and values were stored otherwise than the settings say (see `labelled`).
         ratio: mean budget of a head by the visual tokens of a picture, `B / N`; None if the policy refuses.
         error: why it refuses; all the rest is None then.
         accuracy: of all prompts; None where the model has no judge of its pictures.
@@ -114,15 +115,24 @@ class Evaluation:
     @property
     def name(self) -> str:
         """The policy without its ratio: what its rows have in common."""
-        name, _, parameters = self.policy.partition(":")
+        text, kv_dtype = unlabelled(self.policy)
+        name, _, parameters = text.partition(":")
         kept = [part for part in split_commas(parameters) if part.partition("=")[0].strip() != "ratio"]
-        return ":".join(filter(None, (name, ",".join(kept))))
+        return labelled(":".join(filter(None, (name, ",".join(kept)))), kv_dtype)
 
     @property
     def asked_ratio(self) -> str | None:
         """The ratio as it was asked for, such as "1/6"; None where it was not."""
-        parts = (part.partition("=") for part in split_commas(self.policy.partition(":")[2]))
+        text, _ = unlabelled(self.policy)
+        parts = (part.partition("=") for part in split_commas(text.partition(":")[2]))
         return next((value.strip() for name, _, value in parts if name.strip() == "ratio"), None)
+
+    @property
+    def share_of_bytes(self) -> float | None:
+        """Bytes of keys and values by those of the full cache in the model's own dtype."""
+        if self.kv_bytes is None or self.full_kv_bytes is None:
+            return None
+        return self.kv_bytes / self.full_kv_bytes
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> Evaluation:
@@ -137,16 +147,31 @@ class Evaluation:
         )
 
 
+def labelled(policy: str, kv_dtype: KvDtype | None) -> str:
+    """A policy and how it stores keys and values, as rows are found by: "linear:ratio=1/6@int8"."""
+    return policy if kv_dtype is None else f"{policy}@{kv_dtype}"
+
+
+def unlabelled(label: str) -> tuple[str, KvDtype | None]:
+    """What `labelled` put together."""
+    policy, _, ending = label.rpartition("@")
+    for kv_dtype in get_args(KvDtype):
+        if ending == kv_dtype:
+            return policy, kv_dtype
+    return label, None
+
+
 @dataclass(frozen=True)
 class Contender:
     """A policy that is to be evaluated, or why it cannot be.
 
     Attributes:
-        text: name and parameters, as given.
+        text: name and parameters, as given, and how keys and values are stored (see `labelled`).
         policy: None if it refuses.
         ratio: as in `Evaluation`.
         error: None if it does not refuse.
         kind: class of the policy, of one that refuses as well.
+        kv_dtype: how its keys and values are stored; None for what the settings say.
     """
 
     text: str
@@ -154,22 +179,23 @@ class Contender:
     ratio: float | None
     error: str | None
     kind: type[CachePolicy] | None = None
+    kv_dtype: KvDtype | None = None
 
     @classmethod
-    def load(cls, text: str, model: Model) -> Contender:
+    def load(cls, text: str, model: Model, kv_dtype: KvDtype | None = None) -> Contender:
         """Build and plan a policy for a model.
 
         Raises:
             ArkvError: it is not a policy with parameters that it takes. A budget that it refuses is no such
                 error: others may be compared at it.
         """
-        spec = model.spec
+        spec, label = model.spec, labelled(text, kv_dtype)
         try:
             policy = load_policy(text)
             ratio = policy.plan(spec.grid, spec).mean_budget(spec) / spec.grid.tokens
         except BudgetError as error:
-            return cls(text, None, None, str(error), load_class("policy", text.partition(":")[0]))
-        return cls(text, policy, ratio, None, type(policy))
+            return cls(label, None, None, str(error), load_class("policy", text.partition(":")[0]), kv_dtype)
+        return cls(label, policy, ratio, None, type(policy), kv_dtype)
 
     def decided_by(self, model: Model, facts_of_others: Facts) -> Facts:
         """Whose code makes the row of this contender.
@@ -267,15 +293,16 @@ def evaluate(
                 continue
             bar.set_description(one.text)
             folder = None if pictures_to is None else pictures_to / re.sub(r"[^\w.=-]+", "-", one.text)
-            verdicts, stats = _draw(model, one.policy, prompts, settings, bar, folder)
+            own = settings if one.kv_dtype is None else replace(settings, kv_dtype=one.kv_dtype)
+            verdicts, stats = _draw(model, one.policy, prompts, own, bar, folder)
             fidelity = None
             if settings.forced_prompts:
                 if forced is None:
                     forced = _full_pictures(model, prompts, settings)
-                fidelity = _compare(model, one.policy, prompts, forced, settings, bar)
+                fidelity = _compare(model, one.policy, prompts, forced, own, bar)
             row = _row(model, one, prompts, verdicts, stats, fidelity)
             outcomes = tuple(Outcome(settings.seed + i, right) for i, right in enumerate(verdicts))
-            yield dataclasses.replace(row, outcomes=outcomes)
+            yield replace(row, outcomes=outcomes)
 
 
 def _draw(

@@ -20,7 +20,7 @@ from arkv.errors import ArkvError
 from arkv.jobs import provenance
 from arkv.policies.linear import LineAR
 from arkv.study import Evaluation, Settings, compare_policies
-from arkv.study.evaluation import Outcome
+from arkv.study.evaluation import Outcome, labelled, unlabelled
 from arkv.study.pairs import pair
 
 QUICK = Settings(prompts=4, forced_prompts=0, guidance=1.5)
@@ -196,6 +196,38 @@ def test_rows_stand_by_ratio_and_by_policy() -> None:
     assert list(table["1/2"]) == ["window", "linear:anchors=1,recent=4"]
     assert table["1/4"]["window"] is found.rows["window:ratio=1/4"]
     assert found.pair("window:ratio=1/4", "full").judged == 4
+
+
+def test_precision_is_swept_and_counted_in_bytes(tmp_path: Path) -> None:
+    model, out = Judged(), tmp_path / "rows.jsonl"
+
+    def run() -> study.Comparison:
+        return compare_policies(
+            model, ["full", "window"], ratios=["1/2"], kv_dtypes=[None, "int8"], settings=QUICK, out=out
+        )
+
+    found = run()
+    assert list(found.rows) == ["full", "full@int8", "window:ratio=1/2", "window:ratio=1/2@int8"]
+    assert [row.policy for row in found.by_bytes()] == [
+        "window:ratio=1/2@int8",
+        "full@int8",
+        "window:ratio=1/2",
+        "full",
+    ]
+    exact, stored = found.rows["window:ratio=1/2"], found.rows["window:ratio=1/2@int8"]
+    assert (stored.name, stored.asked_ratio) == ("window@int8", "1/2")
+    expected = Decoder(model, arkv.load_policy("window:ratio=1/2"), kv_dtype="int8").generate(
+        model.example_prompts(4, 0), seeds=range(4), guidance=1.5
+    )
+    assert stored.kv_bytes == expected.stats.kv_bytes
+    assert stored.share_of_bytes < exact.share_of_bytes < found.rows["full"].share_of_bytes == 1
+    assert run().rows == found.rows, "back from the file"
+
+
+@pytest.mark.parametrize("label", ["linear:ratio=1/6", "ssd:profile='a@b.json',ratio=1/6"])
+def test_a_label_says_how_keys_are_stored(label: str) -> None:
+    assert unlabelled(label) == (label, None)
+    assert unlabelled(labelled(label, "fp8")) == (label, "fp8")
 
 
 def test_the_front_door_has_what_it_says() -> None:
