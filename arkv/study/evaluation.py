@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import numpy
 import torch
@@ -29,7 +29,7 @@ from arkv.model import Model
 from arkv.options import split_commas
 from arkv.pictures.files import png, write_whole
 from arkv.policy import CachePolicy
-from arkv.registry import load_class, load_policy
+from arkv.study.labels import labelled, unlabelled
 from arkv.study.shadow import Fidelity, compare
 
 CONFIDENCE = 0.95
@@ -79,7 +79,7 @@ class Evaluation:
 
     Attributes:
         policy: with its parameters, such as "linear:ratio=1/6", and with "@int8" behind them where its keys
-            and values were stored otherwise than the settings say (see `labelled`).
+            and values were stored otherwise than the settings say (see `arkv.study.labels`).
         ratio: mean budget of a head by the visual tokens of a picture, `B / N`; None if the policy refuses.
         error: why it refuses; all the rest is None then.
         accuracy: of all prompts; None where the model has no judge of its pictures.
@@ -147,26 +147,12 @@ class Evaluation:
         )
 
 
-def labelled(policy: str, kv_dtype: KvDtype | None) -> str:
-    """A policy and how it stores keys and values, as rows are found by: "linear:ratio=1/6@int8"."""
-    return policy if kv_dtype is None else f"{policy}@{kv_dtype}"
-
-
-def unlabelled(label: str) -> tuple[str, KvDtype | None]:
-    """What `labelled` put together."""
-    policy, _, ending = label.rpartition("@")
-    for kv_dtype in get_args(KvDtype):
-        if ending == kv_dtype:
-            return policy, kv_dtype
-    return label, None
-
-
 @dataclass(frozen=True)
 class Contender:
     """A policy that is to be evaluated, or why it cannot be.
 
     Attributes:
-        text: name and parameters, as given, and how keys and values are stored (see `labelled`).
+        text: name and parameters, as given, and how keys and values are stored (see `arkv.study.labels`).
         policy: None if it refuses.
         ratio: as in `Evaluation`.
         error: None if it does not refuse.

@@ -20,7 +20,8 @@ from arkv.errors import ArkvError
 from arkv.jobs import provenance
 from arkv.policies.linear import LineAR
 from arkv.study import Evaluation, Settings, compare_policies
-from arkv.study.evaluation import Outcome, labelled, unlabelled
+from arkv.study.evaluation import Outcome
+from arkv.study.labels import labelled, unlabelled
 from arkv.study.pairs import pair
 
 QUICK = Settings(prompts=4, forced_prompts=0, guidance=1.5)
