@@ -29,6 +29,7 @@ from arkv.model import Model
 from arkv.options import split_commas
 from arkv.pictures.files import png, write_whole
 from arkv.policy import CachePolicy
+from arkv.registry import load_class, load_policy
 from arkv.study.labels import labelled, unlabelled
 from arkv.study.shadow import Fidelity, compare
 
