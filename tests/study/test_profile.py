@@ -249,5 +249,5 @@ def test_shares_are_added_where_there_is_float64(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(torch.Tensor, "cpu", cpu)
     monkeypatch.setattr(torch.Tensor, "double", wide)
     model = Tiny()
-    measured = measure(model, model.example_prompts(1, 0), radius=1)
-    assert len(measured.outside) == model.spec.layers
+    measured = measure(model, model.example_prompts(1, 0))
+    assert len(measured.reach) == model.spec.layers
