@@ -25,7 +25,7 @@ from arkv.decoding.preview import images as images
 from arkv.decoding.sampling import Sampling, guide
 from arkv.errors import ArkvError
 from arkv.estimate import check_memory, estimate, pictures_within, usable_memory
-from arkv.model import Condition, Model
+from arkv.model import Condition, Model, check_model
 from arkv.policy import CachePolicy
 from arkv.registry import load_policy
 from arkv.result import ForcedLogits as ForcedLogits
@@ -71,9 +71,7 @@ class Decoder:
         compile: Compile = "none",
         kv_dtype: KvDtype | None = None,
     ) -> None:
-        if not isinstance(model, Model):
-            hint = f"load it with arkv.load_model({model!r})" if isinstance(model, str) else "or load one"
-            raise ArkvError(f"model is a {type(model).__name__}: give an arkv.Model itself, {hint}")
+        check_model(model)
         policy = load_policy(policy) if isinstance(policy, str) else policy
         if not isinstance(policy, CachePolicy):
             raise ArkvError(f"policy is {policy!r}: give a text such as 'linear:ratio=1/6', or load_policy's")

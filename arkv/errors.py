@@ -23,7 +23,7 @@ class UnknownNameError(ArkvError):
     """
 
     def __init__(self, kind: str, name: str, known: Iterable[str], more: str = "") -> None:
-        known = sorted(known)
+        known, name = sorted(known), name if len(name) <= 100 else f"{name[:100]}..."
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
         super().__init__(f"unknown {kind} {name!r}{', ' * bool(more)}{more}; {hint}")

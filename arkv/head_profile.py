@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from arkv.errors import ArkvError, CheckpointError
-from arkv.weights.checkpoint import read_config
+from arkv.weights.files import read_config
 
 FACTS: Mapping[str, Any] = {
     "model": str,

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from typing_extensions import Self
 
+from arkv.errors import ArkvError
 from arkv.grid import Grid
 
 
@@ -128,7 +129,11 @@ class Model(nn.Module, ABC):
     def recognises(cls, source: str | Path) -> bool:
         """Whether a file or folder holds a checkpoint of this model, or a repository on the hub is its own.
 
-        No, as here, where a model is loaded by its name only.
+        No, as here, where a model is loaded by its name only. What decides is in the files: a path is not
+        looked at for its name, and where the files do not tell two models apart, both say yes.
+
+        Raises:
+            CheckpointError: it is this model's by its form and cannot be loaded; says why.
         """
         return False
 
@@ -218,3 +223,26 @@ class Model(nn.Module, ABC):
     def device(self) -> torch.device:
         """Where the weights lie."""
         return next(self.parameters()).device
+
+
+def check_model(model: object) -> None:
+    """Refuse what is no model, though it may lead to one.
+
+    Raises:
+        ArkvError: says what to give instead.
+    """
+    if isinstance(model, Model):
+        return
+    inner = next(
+        (found for name in ("module", "_orig_mod") if isinstance(found := getattr(model, name, None), Model)),
+        None,
+    )
+    if isinstance(model, (str, Path)):
+        advice = f"load it first, as in Decoder(load_model({str(model)[:100]!r}), ...)"
+    elif inner is not None:
+        advice = "give the model that is wrapped in it: a decoder places and compiles it itself"
+    elif isinstance(model, type) and issubclass(model, Model):
+        advice = "give an instance, from load_model or from_pretrained"
+    else:
+        advice = "it comes from load_model"
+    raise ArkvError(f"model is a {type(model).__name__}: give an arkv.Model itself; {advice}")

@@ -6,6 +6,10 @@ from dataclasses import dataclass
 
 from arkv.errors import BudgetError
 from arkv.model import ModelSpec
+from arkv.scalars import plain
+
+MOST_SLOTS = 2**31 - 1
+"""Bound of a budget and of a period: slots are counted by tensors."""
 
 
 @dataclass(frozen=True)
@@ -25,12 +29,17 @@ class CachePlan:
     shared: bool = False
 
     def __post_init__(self) -> None:
+        # As a policy may have computed them with numpy or torch.
+        object.__setattr__(self, "budget", plain(self.budget))
+        object.__setattr__(self, "period", plain(self.period))
         by_head = self.budget if isinstance(self.budget, tuple) else ((self.budget,),)
         if not all(isinstance(layer, tuple) for layer in by_head):
             raise BudgetError(f"a plan with a budget of {self.budget!r}: expected a tuple of numbers a layer")
         for name, value in [("budget", b) for layer in by_head for b in layer] + [("period", self.period)]:
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise BudgetError(f"a plan with a {name} of {value!r}: expected a whole number, at least 1")
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST_SLOTS:
+                raise BudgetError(
+                    f"a plan with a {name} of {value!r:.40}: expected a whole number from 1 to {MOST_SLOTS}"
+                )
 
     def budgets(self, spec: ModelSpec) -> list[list[int]]:
         """The budget of every key head, by layer.

@@ -8,13 +8,16 @@ from __future__ import annotations
 import ast
 import inspect
 import typing
+import warnings
+from collections.abc import Iterable
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
-from arkv.errors import ArkvError, CheckpointError, UnknownNameError
+from arkv.errors import ArkvError, CheckpointError, Terminated, UnknownNameError
 from arkv.options import check_type, expected, shown, split_commas
+from arkv.scalars import plain, whole
 
 if TYPE_CHECKING:
     import torch
@@ -55,11 +58,15 @@ def load_class(kind: Kind, name: str) -> Any:
             policy or a model.
     """
     points = _points(kind)
+    if not isinstance(name, str):
+        raise ArkvError(f"the {kind} is {name!r:.60}: expected a name, such as {min(points, default='')!r}")
     if name not in points:
         raise UnknownNameError(kind, name, points)
     try:
         loaded = points[name].load()
-    except Exception as error:
+    except (KeyboardInterrupt, Terminated):
+        raise
+    except BaseException as error:  # also sys.exit() in somebody's package
         raise ArkvError(
             f"the {kind} {name!r} of {_origin(points[name])} cannot be imported: {one_line(error)}"
         ) from error
@@ -80,7 +87,7 @@ def load_class(kind: Kind, name: str) -> Any:
     return loaded
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """Type and message of somebody else's exception, without line breaks."""
     return " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
 
@@ -96,15 +103,17 @@ def load_policy(name: str, **parameters: Any) -> CachePolicy:
         UnknownNameError: there is no such policy or parameter.
         ArkvError: a parameter has the wrong type or value.
     """
-    name, _, text = name.partition(":")
+    text = ""
+    if isinstance(name, str):
+        name, _, text = name.partition(":")
     policy_class = load_class("policy", name)
-    given = _parse_parameters(text) | parameters
+    given = _parse_parameters(text) | {parameter: plain(value) for parameter, value in parameters.items()}
     _check_parameters(name, policy_class, given)
     try:
         return policy_class(**given)
     except ArkvError:
         raise
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # of somebody's package
         raise ArkvError(f"{name}: {' '.join(str(error).split()) or type(error).__name__}") from error
 
 
@@ -152,18 +161,24 @@ def load_model(
     Raises:
         UnknownNameError: there is no such model, or it takes no such option.
         CheckpointError: its weights cannot be read, or nobody recognises them.
+        MemoryLimitError: the device has not as much memory free as the weights take.
     """
     import torch
 
     from arkv.weights.packing import pack_
 
+    if not isinstance(name, (str, Path)) or not str(name):
+        raise ArkvError(f"the model is {name!r:.60}: expected a name such as 'scenes', or a path")
+    seed_number = whole(seed)
+    if seed_number is None or not 0 <= seed_number < 2**64:
+        raise ArkvError(f"seed is {seed!r:.60}: expected a whole number from 0 to 2**64 - 1")
     if name not in _points("model"):
         name, options["source"] = _recognised(name), name
     model_class = load_class("model", str(name))
     try:
         device = torch.device(device)
-    except RuntimeError as error:
-        raise ArkvError(f"unknown device {device!r}: expected a name such as 'cpu' or 'cuda:0'") from error
+    except (RuntimeError, TypeError, ValueError):
+        raise ArkvError(f"unknown device {device!r:.60}: expected a name such as 'cpu' or 'cuda:0'") from None
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError):
@@ -171,39 +186,69 @@ def load_model(
     if dtype is None:
         dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     dtype = torch_dtype(dtype)
+    if device.type == "mps" and dtype == torch.float64:
+        raise ArkvError("the dtype is float64, which the device 'mps' has not: take float32")
     _check_options(str(name), model_class, options)
-    if random_weights:
-        model = model_class.from_pretrained(dtype=dtype, device=torch.device("meta"), **options)
-        model = _with_random_weights(model, device, seed)
-    else:
-        model = model_class.from_pretrained(dtype=dtype, device=device, **options)
+    try:
+        if random_weights:
+            model = model_class.from_pretrained(dtype=dtype, device=torch.device("meta"), **options)
+            model = _with_random_weights(model, device, seed_number)
+        else:
+            model = model_class.from_pretrained(dtype=dtype, device=device, **options)
+    except OSError as error:
+        where = error.filename or options.get("source") or name
+        raise CheckpointError(f"cannot read {where}: {error.strerror or one_line(error)}") from error
     pack_(model)
     return model
 
 
 def _recognised(source: str | Path) -> str:
     """The name of the model whose checkpoint is at a path or in a repository of the hub."""
+    from arkv.weights.files import exists, place
     from arkv.weights.hub import fetch, is_hub_id
 
     points = _points("model")
-    exists = Path(source).exists()
-    if not exists and not is_hub_id(source):
-        raise UnknownNameError("model", str(source), points)
-    candidates = {}
-    for name in sorted(points):
-        try:
-            candidates[name] = load_class("model", name).recognises
-        except ArkvError:  # somebody's package is broken; it is not needed to find another one
-            continue
-    found = [name for name, recognises in candidates.items() if recognises(source)]
-    if not found and not exists:
-        folder = fetch(source, ("config.json",))
-        found = [name for name, recognises in candidates.items() if recognises(folder)]
+    is_there = exists(place(source))
+    if not is_there and not is_hub_id(source):
+        more = "and there is no such file or folder" if _is_path(source) else ""
+        raise UnknownNameError("model", str(source), points, more)
+    found, reasons = _recognising(source, points)
+    if not found and not reasons:
+        # A folder of the hub's cache, or one that is refused for what it is.
+        folder = fetch(source, ("config.json", "tokenizer.json"))
+        if not is_there:
+            found, reasons = _recognising(folder, points)
     if len(found) == 1:
         return found[0]
+    if not found and reasons:
+        raise CheckpointError("; ".join(dict.fromkeys(reasons)))
     told = f"may be any of {', '.join(found)}" if found else "is recognised by no registered model"
     example = found[0] if found else "NAME"
     raise CheckpointError(f"{source} {told}: name it, as in load_model({example!r}, source={str(source)!r})")
+
+
+def _is_path(source: str | Path) -> bool:
+    return isinstance(source, Path) or any(sign in str(source) for sign in "/\\~")
+
+
+def _recognising(source: str | Path, points: Iterable[str]) -> tuple[list[str], list[str]]:
+    """The models that say that a checkpoint is theirs, and why others say that theirs is not right."""
+    found, reasons = [], []
+    for name in sorted(points):
+        try:
+            if load_class("model", name).recognises(source):
+                found.append(name)
+        except CheckpointError as error:
+            reasons.append(str(error))
+        except ArkvError:  # somebody's package is broken; it is not needed to find another one
+            continue
+        except (KeyboardInterrupt, Terminated):
+            raise
+        except BaseException as error:  # nor is one that fails here
+            warnings.warn(
+                f"the model {name!r} cannot say whether {source} is its: {one_line(error)}", stacklevel=4
+            )
+    return found, reasons
 
 
 def _check_options(name: str, model_class: type[Model], options: dict[str, Any]) -> None:
@@ -218,6 +263,7 @@ def _check_options(name: str, model_class: type[Model], options: dict[str, Any])
 
 def _with_random_weights(model: Model, device: torch.device, seed: int) -> Model:
     """A model on the meta device, moved to a device and filled there."""
+    from arkv.machine.memory import allocated
     from arkv.weights.checkpoint import draw_weights_
 
     if tables := [name for name, _ in model.named_buffers()]:
@@ -227,29 +273,46 @@ def _with_random_weights(model: Model, device: torch.device, seed: int) -> Model
         )
     if device.type == "meta":
         return model
-    model.to_empty(device=device)
-    draw_weights_(model, seed)
+    draw_weights_(allocated(model, device), seed)
     return model
 
 
 def _points(kind: Kind) -> dict[str, EntryPoint]:
-    return {point.name: point for point in entry_points(group=GROUPS[kind])}
+    """Entry points by name. Of two with one name arkv's own wins, else the first distribution's."""
+    claims: dict[str, list[EntryPoint]] = {}
+    for point in entry_points(group=GROUPS[kind]):
+        claims.setdefault(point.name, []).append(point)
+    chosen = {}
+    for name, points in claims.items():
+        first, *others = sorted(
+            points, key=lambda p: (not _origin(p).startswith("arkv "), _origin(p), p.value)
+        )
+        chosen[name] = first
+        # An installation that stands twice on the path registers the same thing twice.
+        if rivals := sorted({_origin(point) for point in others if point.value != first.value}):
+            warnings.warn(
+                f"the {kind} {name!r} is registered by {_origin(first)}, which is used, and by "
+                f"{', '.join(rivals)}, which is not: it has to be given another name there",
+                stacklevel=3,
+            )
+    return chosen
 
 
 def _origin(point: EntryPoint) -> str:
-    return f"{point.dist.name} {point.dist.version}" if point.dist else "unknown"
+    if point.dist is None or not point.dist.name:
+        return "unknown"
+    return f"{point.dist.name} {point.dist.version}"
 
 
 def torch_dtype(dtype: torch.dtype | str) -> torch.dtype:
     """A dtype, or the name of one that weights can have."""
     import torch
 
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    known = ("float32", "bfloat16", "float16")
-    if dtype not in known:
-        raise UnknownNameError("dtype", dtype, known)
-    return typing.cast(torch.dtype, getattr(torch, dtype))
+    known = ("float32", "bfloat16", "float16", "float64")
+    name = str(dtype).removeprefix("torch.")
+    if not isinstance(dtype, (str, torch.dtype)) or name not in known:
+        raise UnknownNameError("dtype", name, known)
+    return typing.cast("torch.dtype", getattr(torch, name))
 
 
 def _parse_parameters(text: str) -> dict[str, Any]:
@@ -272,5 +335,5 @@ def parameter_types(policy_class: type[CachePolicy]) -> dict[str, Any]:
     """The types of the fields; none at all where one names something imported for type checkers only."""
     try:
         return get_type_hints(policy_class)
-    except NameError:
+    except Exception:  # whatever evaluating somebody's annotations runs into
         return {}

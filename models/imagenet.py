@@ -7,8 +7,10 @@ second name or what tells them apart.
 from __future__ import annotations
 
 import functools
+import re
 
 from arkv.errors import PromptError, UnknownNameError
+from arkv.models.prompting import check_text
 
 _NAMES = """
 tench, goldfish, great white shark, tiger shark, hammerhead, electric ray, stingray, cock, hen, ostrich,
@@ -138,9 +140,15 @@ def class_number(name: str) -> int:
     Raises:
         PromptError: there is no such class; the nearest names are suggested.
     """
+    check_text(name)
     name = " ".join(name.replace("_", " ").split())
-    if name.isdecimal() and int(name) < len(class_names()):
+    if name.isdecimal() and len(name) < 10 and int(name) < len(class_names()):
         return int(name)
+    if re.fullmatch(r"n\d{8}", name):
+        raise PromptError(
+            f"{name} is WordNet's number of a class, not ImageNet's: give the class from 0 to "
+            f"{len(class_names()) - 1}, which is its place among all such numbers in order, or its name"
+        )
     numbers = {known.casefold(): number for number, known in enumerate(class_names())}
     if name.casefold() not in numbers:
         raise PromptError(str(UnknownNameError("class of ImageNet", name, class_names())))

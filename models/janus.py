@@ -7,11 +7,10 @@ other half, is left out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy
 import torch
@@ -19,119 +18,42 @@ from einops import rearrange
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from arkv.errors import CheckpointError, PromptError
+from arkv.errors import PromptError
 from arkv.grid import Grid
 from arkv.model import Block, Condition, Model, ModelSpec
 from arkv.models import vq
+from arkv.models.janus_checkpoint import (
+    BEGIN,
+    IMAGE,
+    JANUS_PRO_1B,
+    JANUS_PRO_7B,
+    PADDING,
+    UNUSED,
+    JanusVariant,
+    Layout,
+    Tokens,
+    check_repository,
+    check_told,
+    layout_of,
+    read_variant,
+)
 from arkv.models.padding import left_padded
-from arkv.models.transformer import Transformer, TransformerConfig
-from arkv.weights.checkpoint import WeightSlot, empty, load_weights_, read_config, weight_files
+from arkv.models.pretrained import CHOICES, Part, empty, load, place_of, read_tokenizer
+from arkv.models.prompting import encode, shown, special_tokens, token_ids
+from arkv.models.transformer import Transformer
+from arkv.weights.checkpoint import WeightSlot
+from arkv.weights.files import place, weight_files
 from arkv.weights.hub import fetch
 from arkv.weights.packing import Linear
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-Layout = Literal["deepseek", "transformers"]
-"""How a checkpoint names its tensors: as the first publication does, or as transformers does."""
-
-LAYOUTS: dict[Any, Layout] = {"multi_modality": "deepseek", "janus": "transformers"}
-"""Layout by the `model_type` of the configuration."""
-
-ROPE_THETA = 10_000.0
 GUIDANCE = 5.0
 PROMPT = "<|User|>: {prompt}\n\n<|Assistant|>:"
 
 MAX_CONDITION = 512
 """Condition tokens at most. The model has 16,384 positions; far fewer do for any prompt."""
-
-BEGIN, PADDING, IMAGE = "<｜begin▁of▁sentence｜>", "<｜▁pad▁｜>", "<begin_of_image>"  # noqa: RUF001
-
-CONFIG_FILE, TOKENIZER_FILE = "config.json", "tokenizer.json"
-NEEDED = (CONFIG_FILE, TOKENIZER_FILE)
-CHOICES = ((*NEEDED, "model*.safetensors*"), (*NEEDED, "pytorch_model*.bin*"))
-"""What is downloaded of a repository: safetensors where there are any."""
-
-UNUSED: dict[Layout, tuple[str, ...]] = {
-    "deepseek": (
-        "vision_model.*",
-        "aligner.*",
-        "language_model.lm_head.weight",
-        *(f"gen_vision_model.{pattern}" for pattern in vq.UNUSED),
-    ),
-    "transformers": (
-        "model.vision_model.*",
-        "model.aligner.*",
-        "lm_head.weight",
-        *(f"model.vqmodel.{pattern}" for pattern in vq.UNUSED),
-    ),
-}
-"""Tensors for understanding pictures, for writing text, and for encoding and training the codes."""
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """Ids of the tokens that give a prompt its form. They differ between the sizes of the model.
-
-    Attributes:
-        begin: begins every prompt.
-        padding: stands for every token of the text in the unconditional row.
-        image: ends every prompt; a picture follows.
-    """
-
-    begin: int = 0
-    padding: int = 1
-    image: int = 2
-
-    @classmethod
-    def of(cls, tokenizer: Tokenizer) -> Tokens:
-        """Look the tokens up by their names.
-
-        Raises:
-            CheckpointError: there is no such token.
-        """
-        ids = []
-        for name in (BEGIN, PADDING, IMAGE):
-            found = tokenizer.token_to_id(name)
-            if found is None:
-                raise CheckpointError(f"the tokenizer has no token {name}: it is not Janus-Pro's")
-            ids.append(found)
-        return cls(*ids)
-
-
-@dataclass(frozen=True)
-class JanusVariant:
-    """One of the models of the family.
-
-    Attributes:
-        name: what the registry calls it.
-        repository: where its weights are published.
-        transformer: shape of the Llama.
-        vocabulary: tokens of text.
-        side: visual tokens along each side of a picture.
-        vq: shape of the picture decoder; the table of codes that the Llama reads has the same shape as the
-            decoder's.
-    """
-
-    name: str
-    repository: str
-    transformer: TransformerConfig
-    vocabulary: int = 102_400
-    side: int = 24
-    vq: vq.VQConfig = vq.VQ16
-
-
-JANUS_PRO_1B = JanusVariant(
-    "janus-pro-1b",
-    "deepseek-ai/Janus-Pro-1B",
-    TransformerConfig(layers=24, width=2048, heads=16, kv_heads=16, head_dim=128, hidden=5632),
-)
-JANUS_PRO_7B = JanusVariant(
-    "janus-pro-7b",
-    "deepseek-ai/Janus-Pro-7B",
-    TransformerConfig(layers=30, width=4096, heads=32, kv_heads=32, head_dim=128, hidden=11008),
-)
-PUBLISHED = (JANUS_PRO_1B, JANUS_PRO_7B)
 
 
 class JanusPro(Model):
@@ -157,7 +79,11 @@ class JanusPro(Model):
         super().__init__()
         config, codes = variant.transformer, variant.vq.codes
         self.tokenizer = tokenizer
-        self.tokens = Tokens() if tokenizer is None else Tokens.of(tokenizer)
+        self.tokens = Tokens() if tokenizer is None else Tokens.of(tokenizer, variant.vocabulary)
+        self.special = (
+            frozenset() if tokenizer is None else special_tokens(tokenizer, (BEGIN, PADDING, IMAGE))
+        )
+        self.rope_theta = variant.rope_theta
         self.spec = ModelSpec(
             name=variant.name,
             layers=config.layers,
@@ -204,36 +130,38 @@ class JanusPro(Model):
 
         Raises:
             CheckpointError: a file is missing, damaged, or belongs to another model.
+            MemoryLimitError: the device has not as much memory free as the weights take.
         """
-        device = torch.device(device)
-        if source is None:
-            if cls.variant is None:
-                raise CheckpointError("no checkpoint is named: give a folder or deepseek-ai/Janus-Pro-7B")
-            if device.type == "meta":
-                return empty(partial(cls, cls.variant, None), dtype, device)
-            source = cls.variant.repository
+        known = cls.variant
+        if source is None and known is not None and torch.device(device).type == "meta":
+            return empty(partial(cls, known), dtype, torch.device(device))
+        source = place_of(source, known.repository if known else None, "a folder or deepseek-ai/Janus-Pro-7B")
+        check_repository(source)
         folder = fetch(source, *CHOICES, revision=revision, token=token)
-        variant, layout = read_variant(folder)
-        if cls.variant is not None and cls.variant != variant:
-            raise CheckpointError(
-                f"{folder} has {variant.transformer.layers} layers of width {variant.transformer.width}: "
-                f"it is not {cls.variant.name}"
-            )
-        model = empty(partial(cls, variant, _tokenizer(folder)), dtype, device)
-        if device.type != "meta":
-            load_weights_(model.weight_slots(layout), weight_files(folder), UNUSED[layout])
-        return model
+        variant, layout = read_variant(folder, known)
+        return load(
+            partial(cls, variant, read_tokenizer(folder)),
+            dtype,
+            device,
+            lambda model: [Part(model.weight_slots(layout), weight_files(folder), UNUSED[layout])],
+        )
 
     @classmethod
     def recognises(cls, source: str | Path) -> bool:
-        """Whether a folder has a checkpoint of this model in it, or a repository on the hub is its own."""
+        """Whether a folder has a checkpoint of this model in it, or a repository on the hub is its own.
+
+        Raises:
+            CheckpointError: it is of this family and cannot be loaded, or may be Janus 1.3B.
+        """
         if cls.variant is not None and source == cls.variant.repository:
             return True
-        try:
-            variant, _ = read_variant(Path(source))
-        except CheckpointError:
+        check_repository(source)
+        folder = place(source)
+        if layout_of(folder) is None:
             return False
-        return cls.variant in (None, variant)
+        variant, _ = read_variant(folder)
+        check_told(folder, variant)
+        return cls.variant is None or variant.is_like(cls.variant)
 
     @property
     def blocks(self) -> Sequence[Block]:
@@ -260,30 +188,39 @@ class JanusPro(Model):
         if guided:
             rows += [[row[0], *[self.tokens.padding] * (len(row) - 2), row[-1]] for row in rows]
         spec = self.spec
-        return left_padded(rows, self.tokens.padding, self.words, spec.grid.tokens, spec.head_dim, ROPE_THETA)
+        return left_padded(
+            rows, self.tokens.padding, self.words, spec.grid.tokens, spec.head_dim, self.rope_theta
+        )
 
     def _ids(self, prompt: str | Sequence[int]) -> list[int]:
         """Token ids of a prompt, the first and the last token included."""
-        shown = repr(prompt) if len(repr(prompt)) <= 60 else f"{prompt!r:.60}..."
+        words = self.words.num_embeddings
         if isinstance(prompt, str):
             if self.tokenizer is None:
                 raise PromptError(
                     f"{self.spec.name} has no tokenizer: give prompts as lists of token ids, or load the "
                     "model from a checkpoint"
                 )
-            text = PROMPT.format(prompt=prompt.strip())
-            ids = self.tokenizer.encode(text, add_special_tokens=False).ids
-            ids = [self.tokens.begin, *ids, self.tokens.image]
+            prompt = prompt.strip()
+            text = encode(self.tokenizer, PROMPT.format(prompt=prompt), prompt, self.special, words)
+            ids = [self.tokens.begin, *text, self.tokens.image]
         else:
-            ids = [*prompt] if isinstance(prompt, Sequence) else []
-            words = self.words.num_embeddings
-            if len(ids) < 2 or any(type(i) is not int or not 0 <= i < words for i in ids):
+            given = token_ids(prompt, words)
+            if given is None or len(given) < 2:
                 raise PromptError(
-                    f"the prompt {shown} is neither a text nor a list of token ids from 0 to {words - 1}, "
-                    "the first and the last token included"
+                    f"the prompt {shown(prompt)} is neither a text nor a list of token ids from 0 to "
+                    f"{words - 1}, the first and the last token included"
                 )
+            forms = {self.tokens.begin, self.tokens.padding, self.tokens.image}
+            if inside := [number for number in given[1:-1] if number in forms]:
+                raise PromptError(
+                    f"the prompt {shown(prompt)} has a token (id {inside[0]}) that is not text: leave it out"
+                )
+            ids = given
         if len(ids) > MAX_CONDITION:
-            raise PromptError(f"the prompt {shown} has {len(ids)} tokens: expected at most {MAX_CONDITION}")
+            raise PromptError(
+                f"the prompt {shown(prompt)} has {len(ids)} tokens: expected at most {MAX_CONDITION}"
+            )
         return ids
 
     def embed(self, tokens: Tensor, position: Tensor) -> Tensor:
@@ -305,7 +242,9 @@ class JanusPro(Model):
             return [EXAMPLES[i] for i in rng.integers(len(EXAMPLES), size=count)]
         tokens, words = self.tokens, self.words.num_embeddings
         lengths = rng.integers(12, 24, size=count)
-        return [[tokens.begin, *rng.integers(words, size=n).tolist(), tokens.image] for n in lengths]
+        forms = {tokens.begin, tokens.padding, tokens.image}
+        text = numpy.setdiff1d(numpy.arange(words), list(forms))
+        return [[tokens.begin, *rng.choice(text, size=n).tolist(), tokens.image] for n in lengths]
 
     def weight_slots(self, layout: Layout) -> dict[str, WeightSlot]:
         """Where the tensors of a published checkpoint go.
@@ -360,78 +299,3 @@ EXAMPLES = (
     "an astronaut riding a horse in the desert",
     "a close-up of a bee on a yellow flower, with the garden out of focus behind it",
 )
-
-
-def read_variant(folder: Path) -> tuple[JanusVariant, Layout]:
-    """Shape and layout of the checkpoint in a folder, from its configuration.
-
-    Raises:
-        CheckpointError: there is no configuration, or it is another model's.
-    """
-    config = read_config(folder / CONFIG_FILE)
-    kind = config.get("model_type")
-    if kind not in LAYOUTS:
-        raise CheckpointError(f"{folder} is not Janus-Pro: its configuration has the model_type {kind!r}")
-    try:
-        variant = _described(config, LAYOUTS[kind])
-    except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise CheckpointError(
-            f"{folder / CONFIG_FILE} does not describe Janus-Pro: {type(error).__name__} {error}"
-        ) from None
-    for published in PUBLISHED:
-        if replace(variant, name=published.name, repository=published.repository) == published:
-            return published, LAYOUTS[kind]
-    return variant, LAYOUTS[kind]
-
-
-def _described(config: Mapping[str, Any], layout: Layout) -> JanusVariant:
-    """The shape that a configuration describes; what it leaves out has the published values."""
-    text = config["language_config" if layout == "deepseek" else "text_config"]
-    variant = JanusVariant("janus-pro", "", _llama(text), text["vocab_size"], vq=vq.VQ16)
-    if layout == "deepseek":
-        return variant
-    vision = config["vision_config"]
-    side = vision.get("image_size", 384) // vision.get("patch_size", 16)
-    return replace(variant, side=side, vq=_decoder(config["vq_config"]))
-
-
-def _llama(described: Mapping[str, Any]) -> TransformerConfig:
-    """A Llama's shape; what a configuration leaves out has the default of transformers' `LlamaConfig`."""
-    heads = described.get("num_attention_heads", 32)
-    width = described.get("hidden_size", 4096)
-    rope = described.get("rope_parameters") or described
-    if rope.get("rope_theta", ROPE_THETA) != ROPE_THETA or described.get("rope_scaling"):
-        raise ValueError("rotary frequencies are not those of Janus-Pro")
-    return TransformerConfig(
-        layers=described.get("num_hidden_layers", 32),
-        width=width,
-        heads=heads,
-        kv_heads=described.get("num_key_value_heads") or heads,
-        head_dim=described.get("head_dim") or width // heads,
-        hidden=described.get("intermediate_size", 11008),
-        norm_eps=described.get("rms_norm_eps", 1e-6),
-    )
-
-
-def _decoder(described: Mapping[str, Any]) -> vq.VQConfig:
-    """The picture decoder's shape; what is left out is as in VQ-16."""
-    return vq.VQConfig(
-        codes=described.get("num_embeddings", vq.VQ16.codes),
-        code_dim=described.get("embed_dim", vq.VQ16.code_dim),
-        latent=described.get("latent_channels", vq.VQ16.latent),
-        channels=described.get("base_channels", vq.VQ16.channels),
-        multipliers=tuple(described.get("channel_multiplier", vq.VQ16.multipliers)),
-        blocks=described.get("num_res_blocks", vq.VQ16.blocks - 1) + 1,
-    )
-
-
-def _tokenizer(folder: Path) -> Tokenizer:
-    from tokenizers import Tokenizer
-
-    path = folder / TOKENIZER_FILE
-    if not path.is_file():
-        raise CheckpointError(f"{folder} has no {TOKENIZER_FILE}: copy it from the published repository")
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare ones
-        raise CheckpointError(f"{path} is damaged or not a tokenizer: {error}") from None

@@ -7,10 +7,8 @@ cosines, so queries and keys of condition tokens are zero and only their values 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from functools import partial
-from operator import index
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -26,104 +24,29 @@ from arkv.model import Block, Condition, Model, ModelSpec
 from arkv.models import transformer, vq
 from arkv.models.captions import CaptionEncoder
 from arkv.models.imagenet import class_names, class_number
+from arkv.models.llamagen_checkpoint import (
+    UNUSED,
+    Captions,
+    Classes,
+    LlamaGenVariant,
+    find_decoder,
+    find_file,
+    find_weights,
+    of_captions,
+    of_classes,
+)
+from arkv.models.pretrained import Part, empty, load, place_of
+from arkv.models.prompting import shown
 from arkv.models.rope import grid_rotation
-from arkv.models.transformer import Transformer, TransformerConfig
-from arkv.weights.checkpoint import WeightSlot, empty, load_weights_
+from arkv.models.transformer import Transformer
+from arkv.scalars import whole
+from arkv.weights.checkpoint import WeightSlot
+from arkv.weights.files import place
 from arkv.weights.hub import fetch, is_hub_id
 from arkv.weights.packing import Linear
 
 ROPE_THETA = 10_000.0
-UNUSED = ("freqs_cis",)
-"""A table of rotations that some files carry; it is computed."""
-
-CLASSES_REPOSITORY = "FoundationVision/LlamaGen"
-CAPTIONS_REPOSITORY = "peizesun/llamagen_t2i"
 TEXT_ENCODER = "google/flan-t5-xl"
-VQ_MIXIN_FILE = "model.safetensors"
-"""The picture decoder as `FoundationVision/vq-ds16-c2i` has it."""
-
-
-@dataclass(frozen=True)
-class Classes:
-    """Conditioned on one of so many classes; one more stands for no condition."""
-
-    count: int = 1000
-
-
-@dataclass(frozen=True)
-class Captions:
-    """Conditioned on the states of a text encoder.
-
-    Attributes:
-        longest: tokens of a caption at most.
-        width: of a state.
-    """
-
-    longest: int = 120
-    width: int = 2048
-
-
-@dataclass(frozen=True)
-class LlamaGenVariant:
-    """One of the models of the family.
-
-    Attributes:
-        name: what the registry calls it.
-        file: name of its file of weights, as published.
-        transformer: shape of the Llama.
-        side: visual tokens along each side of a picture.
-        kind: what it is conditioned on.
-        guidance: scale that its pictures are best with.
-        top_k: how many of the likeliest codes are drawn from; 0 for all.
-        vq: shape of the picture decoder.
-        vq_file: name of the decoder's file of weights.
-        repository: where both files are published.
-    """
-
-    name: str
-    file: str
-    transformer: TransformerConfig
-    side: int
-    kind: Classes | Captions = Classes()
-    guidance: float = 4.0
-    top_k: int = 2000
-    vq: vq.VQConfig = vq.VQ16
-    vq_file: str = "vq_ds16_c2i.pt"
-    repository: str = CLASSES_REPOSITORY
-
-
-def _llama(layers: int, width: int, heads: int, hidden: int) -> TransformerConfig:
-    return TransformerConfig(layers, width, heads, heads, width // heads, hidden, norm_eps=1e-5)
-
-
-SIZES = {
-    "B": _llama(12, 768, 12, 2048),
-    "L": _llama(24, 1024, 16, 2816),
-    "XL": _llama(36, 1280, 20, 3584),
-    "XXL": _llama(48, 1536, 24, 4096),
-    "3B": _llama(24, 3200, 32, 8704),
-}
-"""The sizes of the paper's table 1."""
-
-
-def _of_classes(size: str, pixels: int) -> LlamaGenVariant:
-    return LlamaGenVariant(
-        f"llamagen-{size.lower()}-{pixels}", f"c2i_{size}_{pixels}.pt", SIZES[size], pixels // 16
-    )
-
-
-def _of_captions(stage: int, pixels: int) -> LlamaGenVariant:
-    return LlamaGenVariant(
-        f"llamagen-t2i-xl-{pixels}",
-        f"t2i_XL_stage{stage}_{pixels}.pt",
-        SIZES["XL"],
-        pixels // 16,
-        Captions(),
-        guidance=7.5,
-        top_k=1000,
-        vq_file="vq_ds16_t2i.pt",
-        repository=CAPTIONS_REPOSITORY,
-    )
 
 
 class LlamaGen(Model):
@@ -209,33 +132,30 @@ class LlamaGen(Model):
         Raises:
             CheckpointError: a file is missing, damaged, or belongs to another model.
         """
-        device = torch.device(device)
-        if source is None:
-            if cls.variant is None:
-                raise CheckpointError(f"no checkpoint is named: give a file such as {VARIANTS[0].file}")
-            if device.type == "meta":
-                return empty(partial(cls, cls.variant), dtype, device)
-            source = cls.variant.repository
-        if cls.variant is None and is_hub_id(source):
+        known, device = cls.variant, torch.device(device)
+        if source is None and known is not None and device.type == "meta":
+            return empty(partial(cls, known), dtype, device)
+        source = place_of(source, known.repository if known else None, f"a file such as {VARIANTS[0].file}")
+        if known is None and is_hub_id(source):
             raise CheckpointError(f"{source} may have several models: load one by its name or class")
-        wanted = () if cls.variant is None else (cls.variant.file, cls.variant.vq_file)
-        variant, file = _find(fetch(source, wanted, revision=revision, token=token), cls.variant)
-        model = empty(partial(cls, variant), dtype, device)
-        if device.type == "meta":
-            return model
-        load_weights_(model.weight_slots(), [file], UNUSED)
-        load_weights_(
-            model.vq.weight_slots("llamagen"), [_find_decoder(decoder, file, variant, token)], vq.UNUSED
-        )
-        if isinstance(variant.kind, Captions) and text_encoder is not None:
+        wanted = () if known is None else (known.file, known.vq_file)
+        variant, file = find_weights(fetch(source, wanted, revision=revision, token=token), known, VARIANTS)
+
+        def parts(model: LlamaGen) -> Iterator[Part]:
+            yield Part(model.weight_slots(), [file], UNUSED)
+            pictures = find_decoder(decoder, file, variant, token)
+            yield Part(model.vq.weight_slots("llamagen"), [pictures], vq.UNUSED)
+
+        model = load(partial(cls, variant), dtype, device, parts)
+        if isinstance(variant.kind, Captions) and text_encoder is not None and device.type != "meta":
             model.encoder = _encoder(text_encoder, variant.kind, dtype, device, token)
         return model
 
     @classmethod
     def recognises(cls, source: str | Path) -> bool:
-        """Whether a path is that of this model's file, by its name, or of a folder that it is in."""
+        """Whether a path is that of this model's file, by its published name, or of its folder."""
         variants = VARIANTS if cls.variant is None else (cls.variant,)
-        return any(_named(Path(source), variant) is not None for variant in variants)
+        return any(find_file(place(source), variant) is not None for variant in variants)
 
     @property
     def blocks(self) -> Sequence[Block]:
@@ -288,13 +208,18 @@ class LlamaGen(Model):
 
     def _class(self, prompt: Any) -> int:
         count = cast(Classes, self.kind).count
-        if isinstance(prompt, str) and count == len(class_names()):
+        is_imagenet = count == len(class_names())
+        if isinstance(prompt, str) and is_imagenet:
             return class_number(prompt)
-        if isinstance(prompt, (bool, str)) or not hasattr(prompt, "__index__") or not 0 <= prompt < count:
+        number = whole(prompt)
+        if isinstance(prompt, str) and prompt.strip().isdecimal() and len(prompt) < 10:
+            number = int(prompt)
+        if number is None or not 0 <= number < count:
+            named = " or a name of ImageNet" if is_imagenet else ""
             raise PromptError(
-                f"{prompt!r:.60} is no class: expected a number from 0 to {count - 1} or a name of ImageNet"
+                f"{shown(prompt)} is no class: expected a whole number from 0 to {count - 1}{named}"
             )
-        return index(prompt)
+        return number
 
     def _check_caption(self, prompt: Any) -> None:
         kind = cast(Captions, self.kind)
@@ -304,6 +229,7 @@ class LlamaGen(Model):
                     f"{self.spec.name} has no text encoder: give captions as tensors [tokens, {kind.width}] "
                     "of its states, or load the model with one"
                 )
+            self.encoder.ids(prompt)
         elif (
             not isinstance(prompt, Tensor)
             or prompt.ndim != 2
@@ -311,10 +237,10 @@ class LlamaGen(Model):
             or not 1 <= len(prompt) <= kind.longest
             or prompt.shape[1] != kind.width
         ):
-            shown = f"of shape {tuple(prompt.shape)}" if isinstance(prompt, Tensor) else f"{prompt!r:.60}"
+            described = f"of shape {tuple(prompt.shape)}" if isinstance(prompt, Tensor) else shown(prompt)
             raise PromptError(
-                f"the caption {shown} is neither a text nor a float tensor of 1 to {kind.longest} states of "
-                f"width {kind.width}"
+                f"the caption {described} is neither a text nor a float tensor of 1 to {kind.longest} states "
+                f"of width {kind.width}"
             )
 
     def _states(self, prompts: Sequence[Any]) -> list[Tensor]:
@@ -391,82 +317,6 @@ class LlamaGen(Model):
         return slots
 
 
-class LlamaGenB256(LlamaGen):
-    """LlamaGen-B: 256 x 256 pixels of a class of ImageNet."""
-
-    variant = _of_classes("B", 256)
-
-
-class LlamaGenL256(LlamaGen):
-    """LlamaGen-L: 256 x 256 pixels of a class of ImageNet."""
-
-    variant = _of_classes("L", 256)
-
-
-class LlamaGenB384(LlamaGen):
-    """LlamaGen-B: 384 x 384 pixels of a class of ImageNet."""
-
-    variant = _of_classes("B", 384)
-
-
-class LlamaGenL384(LlamaGen):
-    """LlamaGen-L: 384 x 384 pixels of a class of ImageNet."""
-
-    variant = _of_classes("L", 384)
-
-
-class LlamaGenXL384(LlamaGen):
-    """LlamaGen-XL: 384 x 384 pixels of a class of ImageNet."""
-
-    variant = _of_classes("XL", 384)
-
-
-class LlamaGenXXL384(LlamaGen):
-    """LlamaGen-XXL: 384 x 384 pixels of a class of ImageNet."""
-
-    variant = _of_classes("XXL", 384)
-
-
-class LlamaGen3B384(LlamaGen):
-    """LlamaGen-3B: 384 x 384 pixels of a class of ImageNet."""
-
-    variant = _of_classes("3B", 384)
-
-
-class LlamaGenXL256(LlamaGen):
-    """LlamaGen-XL: 256 x 256 pixels of a class of ImageNet; its weights were not published."""
-
-    variant = _of_classes("XL", 256)
-
-
-class LlamaGenXXL256(LlamaGen):
-    """LlamaGen-XXL: 256 x 256 pixels of a class of ImageNet; its weights were not published."""
-
-    variant = _of_classes("XXL", 256)
-
-
-class LlamaGen3B256(LlamaGen):
-    """LlamaGen-3B: 256 x 256 pixels of a class of ImageNet; its weights were not published."""
-
-    variant = _of_classes("3B", 256)
-
-
-class LlamaGenT2I256(LlamaGen):
-    """LlamaGen-XL, first stage: 256 x 256 pixels from a caption."""
-
-    variant = _of_captions(1, 256)
-
-
-class LlamaGenT2I512(LlamaGen):
-    """LlamaGen-XL, second stage: 512 x 512 pixels from a caption."""
-
-    variant = _of_captions(2, 512)
-
-
-VARIANTS: tuple[LlamaGenVariant, ...] = tuple(
-    cast(LlamaGenVariant, model.variant) for model in LlamaGen.__subclasses__()
-)
-
 EXAMPLES = (
     "a red bus next to a lake",
     "a bowl of oranges on a wooden table",
@@ -476,42 +326,35 @@ EXAMPLES = (
 )
 
 
-def _named(path: Path, variant: LlamaGenVariant) -> Path | None:
-    """The variant's file, as published or as safetensors, if it is at a path or in the folder at a path."""
-    names = (variant.file, str(Path(variant.file).with_suffix(".safetensors")))
-    files = [path] if path.name in names else [path / name for name in names]
-    return next((file for file in files if file.is_file()), None)
-
-
-def _find(path: Path, variant: LlamaGenVariant | None) -> tuple[LlamaGenVariant, Path]:
-    """Which model is at a path, and its file."""
-    if variant is not None and path.is_file():
-        return variant, path  # by whatever name
-    found = [(v, file) for v in ([variant] if variant else VARIANTS) if (file := _named(path, v)) is not None]
-    if len(found) == 1:
-        return found[0]
-    if not found:
-        wanted = variant.file if variant else f"a file named as published, such as {VARIANTS[0].file}"
-        raise CheckpointError(f"{path} has not the weights of LlamaGen: expected {wanted}")
-    raise CheckpointError(
-        f"{path} has {' and '.join(file.name for _, file in found)}: give the path of one of them"
+def _registered(suffix: str, variant: LlamaGenVariant, about: str) -> type[LlamaGen]:
+    """The class of one model, which is `LlamaGen` with its variant."""
+    return type(
+        f"LlamaGen{suffix}",
+        (LlamaGen,),
+        {"variant": variant, "__module__": __name__, "__doc__": f"{about}: see `LlamaGen`."},
     )
 
 
-def _find_decoder(source: str | Path | None, file: Path, variant: LlamaGenVariant, token: str | None) -> Path:
-    """The file of the picture decoder's weights."""
-    name = variant.vq_file
-    if source is None:
-        if (file.parent / name).is_file():
-            return file.parent / name
-        raise CheckpointError(
-            f"there is no picture decoder {name} beside {file}: put it there, or name one with decoder="
-        )
-    path = fetch(source, (name,), (VQ_MIXIN_FILE,), token=token)
-    if path.is_dir():
-        candidates = [path / name, path / VQ_MIXIN_FILE]
-        path = next((candidate for candidate in candidates if candidate.is_file()), candidates[0])
-    return path
+def _of_classes(size: str, pixels: int) -> type[LlamaGen]:
+    about = f"LlamaGen-{size}, {pixels} x {pixels} pixels of a class of ImageNet"
+    return _registered(f"{size}{pixels}", of_classes(size, pixels), about)
+
+
+def _of_captions(stage: int, pixels: int) -> type[LlamaGen]:
+    about = f"LlamaGen-XL after stage {stage}, {pixels} x {pixels} pixels from a caption"
+    return _registered(f"T2I{pixels}", of_captions(stage, pixels), about)
+
+
+LlamaGenB256, LlamaGenB384 = _of_classes("B", 256), _of_classes("B", 384)
+LlamaGenL256, LlamaGenL384 = _of_classes("L", 256), _of_classes("L", 384)
+LlamaGenXL384, LlamaGenXXL384, LlamaGen3B384 = (_of_classes(size, 384) for size in ("XL", "XXL", "3B"))
+# The weights of these three were not published.
+LlamaGenXL256, LlamaGenXXL256, LlamaGen3B256 = (_of_classes(size, 256) for size in ("XL", "XXL", "3B"))
+LlamaGenT2I256, LlamaGenT2I512 = _of_captions(1, 256), _of_captions(2, 512)
+
+VARIANTS: tuple[LlamaGenVariant, ...] = tuple(
+    cast(LlamaGenVariant, model.variant) for model in LlamaGen.__subclasses__()
+)
 
 
 def _encoder(

@@ -8,9 +8,7 @@ in a token of its own.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -18,31 +16,43 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import numpy
 import torch
 from einops import rearrange
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from typing_extensions import Self
 
 from arkv.errors import ArkvError, CheckpointError, PromptError
 from arkv.grid import Grid
 from arkv.model import Block, Condition, Model, ModelSpec
+from arkv.models.lumina_checkpoint import (
+    CELL,
+    LUMINA_7B_512,
+    LUMINA_7B_768,
+    LUMINA_7B_1024,
+    TOKENIZER_REPOSITORY,
+    UNUSED,
+    VARIANTS,
+    VQGAN_FILE,
+    WEIGHT_FILES,
+    LuminaVariant,
+    find_vqgan,
+    is_chameleon,
+    norm_rows,
+    read_variant,
+    tokenizer_for,
+)
 from arkv.models.padding import left_padded
-from arkv.models.transformer import Transformer, TransformerConfig
-from arkv.models.vq import CHAMELEON_VQ, VQConfig, VQDecoder
+from arkv.models.pretrained import CONFIG_FILE, TOKENIZER_FILE, Part, empty, load
+from arkv.models.prompting import encode, shown, special_tokens, token_ids
+from arkv.models.transformer import Transformer
 from arkv.models.vq import UNUSED as VQ_UNUSED
-from arkv.weights.checkpoint import WeightSlot, empty, load_weights_, read_config, weight_files
+from arkv.models.vq import VQDecoder
+from arkv.scalars import whole
+from arkv.weights.checkpoint import WeightSlot
+from arkv.weights.files import is_file, place, weight_files
 from arkv.weights.hub import fetch, is_hub_id
 from arkv.weights.packing import Linear
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-
-ROPE_THETA = 10_000.0
-
-CELL = 32
-"""Pixels along the side of a cell, the unit of the size tokens: two codes each way."""
-
-MAX_RATIO = 4
-"""Longest side of a picture over its shortest."""
 
 MAX_TEXT = 512
 """Tokens of the longest text that is taken, the sentence around the prompt counted."""
@@ -51,129 +61,8 @@ GUIDANCE, TOP_K = 4.0, 2000
 
 PROMPT = "Generate an image of {width}x{height} according to the following prompt:\n{prompt}"
 
-SEPARATOR = "<reserved08706>"
-
-CONFIG_FILE, TOKENIZER_FILE, VQGAN_FILE = "config.json", "tokenizer.json", "vqgan.ckpt"
-WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
-
-TOKENIZER_REPOSITORY = "Alpha-VLLM/Lumina-mGPT-7B-768"
-"""The only one of the published models with a tokenizer; it serves them all."""
-
-CHAMELEON_7B = TransformerConfig(
-    layers=32, width=4096, heads=32, kv_heads=32, head_dim=128, hidden=11008, norm_eps=1e-5, qk_norm=True
-)
-
-UNUSED = ("model.vqmodel.*", "model.layers.*.rotary_emb.inv_freq")
-"""Tensors that no picture needs, of a checkpoint that was saved again with transformers: an encoder that was
-never trained, and frequencies that follow from the configuration."""
-
 THINGS = ("a red bus", "a brown bear", "a blue bird", "an old clock", "a glass vase", "a wooden bench")
 """What example prompts are made of."""
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """Ids of the tokens that give a sequence its form; the defaults are the published ones.
-
-    Attributes:
-        begin: begins every sequence.
-        first_code: the picture code 0; the others follow in order.
-        image_start: begins a picture.
-        separator: ends what the user says.
-        line_end: ends a line of picture codes.
-        first_size: a side of no cells; longer sides follow in order.
-    """
-
-    begin: int = 0
-    first_code: int = 4
-    image_start: int = 8197
-    separator: int = 8710
-    line_end: int = 8803
-    first_size: int = 8804
-
-    @classmethod
-    def from_names(cls, ids: Mapping[str, int], codes: int, longest: int) -> Tokens:
-        """Look the tokens up by their names.
-
-        Args:
-            ids: name of every token to its id (the `vocabulary_map` of a published configuration).
-            codes: how many picture codes there have to be.
-            longest: cells of the longest side that there has to be a token for.
-
-        Raises:
-            CheckpointError: a token is missing, or codes or sizes are not in order.
-        """
-        names = {
-            "begin": "<s>",
-            "first_code": code_name(0),
-            "image_start": "<racm3:break>",
-            "separator": SEPARATOR,
-            "line_end": "<reserved08799>",
-            "first_size": size_name(0),
-        }
-        runs = [
-            ("first_code", [code_name(code) for code in range(codes)]),
-            ("first_size", [size_name(cells) for cells in range(longest + 1)]),
-        ]
-        wanted = [*names.values(), *itertools.chain.from_iterable(run for _, run in runs)]
-        if absent := [name for name in wanted if name not in ids]:
-            raise CheckpointError(
-                f"the vocabulary_map of the configuration has no {absent[0]}: it is not Lumina-mGPT's"
-            )
-        tokens = cls(**{field: ids[name] for field, name in names.items()})
-        for field, run in runs:
-            for i, name in enumerate(run):
-                if ids[name] != getattr(tokens, field) + i:
-                    raise CheckpointError(
-                        f"the vocabulary_map of the configuration gives {name} the id {ids[name]}: expected "
-                        f"{getattr(tokens, field) + i}, {i} after {run[0]}"
-                    )
-        return tokens
-
-
-@dataclass(frozen=True)
-class LuminaVariant:
-    """One of the models of the family.
-
-    Attributes:
-        name: what the registry calls it.
-        target: side of the square picture it was trained for, in pixels; the other sizes have about as many.
-        repository: where its weights are published.
-        transformer: shape of the transformer.
-        vocabulary: tokens of text and picture together.
-        tokens: the ids that matter.
-        vq: shape of the picture decoder.
-    """
-
-    name: str
-    target: int
-    repository: str
-    transformer: TransformerConfig = CHAMELEON_7B
-    vocabulary: int = 65536
-    tokens: Tokens = Tokens()
-    vq: VQConfig = CHAMELEON_VQ
-
-    @property
-    def sizes(self) -> list[tuple[int, int]]:
-        """Width and height in pixels of every picture that the model was trained for, the widest first.
-
-        As many cells as fit into the area of the square, for every width and the next: the list of
-        Lumina-mGPT's `generate_crop_size_list`.
-        """
-        cells = (self.target // CELL) ** 2
-        return [
-            (width * CELL, height * CELL)
-            for width in range(cells, 0, -1)
-            for height in range(cells // width, max(1, cells // (width + 1)) - 1, -1)
-            if max(width, height) <= MAX_RATIO * min(width, height)
-        ]
-
-
-LUMINA_7B_512 = LuminaVariant("lumina-mgpt-7b-512", 512, "Alpha-VLLM/Lumina-mGPT-7B-512")
-LUMINA_7B_768 = LuminaVariant("lumina-mgpt-7b-768", 768, "Alpha-VLLM/Lumina-mGPT-7B-768")
-LUMINA_7B_1024 = LuminaVariant("lumina-mgpt-7b-1024", 1024, "Alpha-VLLM/Lumina-mGPT-7B-1024")
-
-VARIANTS = (LUMINA_7B_512, LUMINA_7B_768, LUMINA_7B_1024)
 
 
 class LuminaMGPT(Model):
@@ -201,7 +90,7 @@ class LuminaMGPT(Model):
     """
 
     variant: ClassVar[LuminaVariant | None] = None
-    """The one model that a subclass is; None where size or name of the folder say which."""
+    """The one model that a subclass is; None where the repository or the size say which."""
 
     def __init__(
         self, variant: LuminaVariant, size: tuple[int, int] | None = None, tokenizer: Tokenizer | None = None
@@ -211,6 +100,8 @@ class LuminaMGPT(Model):
         self.size = _check_size(variant, size)
         width, height = (side // CELL for side in self.size)
         self.tokens, self.codes, self.tokenizer = variant.tokens, codes, tokenizer
+        self.special = frozenset() if tokenizer is None else special_tokens(tokenizer)
+        self.rope_theta = variant.rope_theta
         self.spec = ModelSpec(
             name=variant.name,
             layers=config.layers,
@@ -247,8 +138,8 @@ class LuminaMGPT(Model):
     ) -> Self:
         """Load a published checkpoint, or a finetuned one in the same layout.
 
-        The three models differ in nothing but their weights, so which one it is follows from the class, or
-        from `size`, or from the name of the folder where that has "7B-512", "7B-768" or "7B-1024" in it.
+        The three models differ in nothing but their weights, so which one it is follows from the class, from
+        the published name of a repository, or from `size`; no file and no name of a folder says it.
 
         Args:
             source: folder with `config.json` and the safetensors, or name of a repository on the hub; None
@@ -264,41 +155,46 @@ class LuminaMGPT(Model):
 
         Raises:
             CheckpointError: a file is missing, damaged, or belongs to another model.
+            MemoryLimitError: the device has not as much memory free as the weights take.
             ArkvError: the model was not trained for this size.
         """
         device = torch.device(device)
         variant = cls.variant or _variant_of(source, size)
         if device.type == "meta":
-            return empty(partial(cls, variant, size, None), dtype, device)
+            return empty(partial(cls, variant, size), dtype, device)
         source = variant.repository if source is None else source
         # What may be missing is looked for before the large files are downloaded.
         folder = fetch(source, (CONFIG_FILE, TOKENIZER_FILE, VQGAN_FILE), revision=revision, token=token)
-        tokens = _read_tokens(folder / CONFIG_FILE, variant)
+        variant = read_variant(folder, variant)
         if tokenizer is None:
-            is_bare = is_hub_id(source) and not (folder / TOKENIZER_FILE).is_file()
+            is_bare = is_hub_id(source) and not is_file(folder / TOKENIZER_FILE)
             tokenizer = TOKENIZER_REPOSITORY if is_bare else folder
-        words = _read_tokenizer(fetch(tokenizer, (TOKENIZER_FILE,), token=token), tokens)
-        decoder = _find_vqgan(folder if vqgan is None else Path(vqgan))
-        model = empty(partial(cls, replace(variant, tokens=tokens), size, words), dtype, device)
+        words = tokenizer_for(fetch(tokenizer, (TOKENIZER_FILE,), token=token), variant.tokens)
+        decoder = find_vqgan(folder if vqgan is None else vqgan)
         files = weight_files(fetch(source, WEIGHT_FILES, revision=revision, token=token))
-        load_weights_(model.weight_slots(_norm_rows(files, model.spec.heads)), files, UNUSED)
-        load_weights_(model.vq.weight_slots("taming"), [decoder], VQ_UNUSED)
-        return model
+
+        def parts(model: LuminaMGPT) -> Iterator[Part]:
+            yield Part(model.weight_slots(norm_rows(files, model.spec.heads)), files, UNUSED)
+            yield Part(model.vq.weight_slots("taming"), [decoder], VQ_UNUSED)
+
+        return load(partial(cls, variant, size, words), dtype, device, parts)
 
     @classmethod
     def recognises(cls, source: str | Path) -> bool:
-        """Whether a folder has a checkpoint of this model in it, or a repository on the hub is its own.
+        """Whether a folder has a checkpoint of this family in it, or a repository on the hub is this model's.
 
-        Only the name of a folder tells the models apart; one that does not may have any of them in it.
+        Nothing in a folder tells the models apart, so any of them may be in it.
+
+        Raises:
+            CheckpointError: it is of this family and cannot be loaded, or is Chameleon itself.
         """
         if cls.variant is not None and source == cls.variant.repository:
             return True
-        named = _named(source)
-        try:
-            _read_tokens(Path(source) / CONFIG_FILE, cls.variant or VARIANTS[0])
-        except CheckpointError:
+        folder = place(source)
+        if not is_chameleon(folder):
             return False
-        return cls.variant in (None, named) or named is None
+        read_variant(folder, cls.variant or VARIANTS[0])
+        return True
 
     @property
     def blocks(self) -> Sequence[Block]:
@@ -328,21 +224,20 @@ class LuminaMGPT(Model):
             rows += [self.image] * len(prompts)
         spec = self.spec
         return left_padded(
-            rows, self.tokens.begin, self.embedding, spec.grid.tokens, spec.head_dim, ROPE_THETA
+            rows, self.tokens.begin, self.embedding, spec.grid.tokens, spec.head_dim, self.rope_theta
         )
 
     def _text(self, prompt: str | Sequence[int]) -> list[int]:
         """Ids of the text tokens of a prompt."""
-        shown = repr(prompt) if len(repr(prompt)) <= 60 else f"{prompt!r:.60}..."
+        words = self.embedding.num_embeddings
         if not isinstance(prompt, str):
-            words = self.embedding.num_embeddings
-            if not isinstance(prompt, Sequence) or any(
-                type(i) is not int or not 0 <= i < words for i in prompt
-            ):
+            given = token_ids(prompt, words)
+            if given is None:
                 raise PromptError(
-                    f"the prompt {shown} is neither a text nor a list of token ids from 0 to {words - 1}"
+                    f"the prompt {shown(prompt)} is neither a text nor a list of token ids from 0 to "
+                    f"{words - 1}"
                 )
-            ids = list(cast("Sequence[int]", prompt))
+            ids = given
         elif self.tokenizer is None:
             raise PromptError(
                 f"{self.spec.name} has no tokenizer: load it from a checkpoint that has one, or give prompts "
@@ -350,11 +245,15 @@ class LuminaMGPT(Model):
             )
         else:
             text = PROMPT.format(width=self.size[0], height=self.size[1], prompt=prompt)
-            ids = self.tokenizer.encode(text, add_special_tokens=False).ids
+            ids = encode(self.tokenizer, text, prompt, self.special, words)
         if len(ids) > MAX_TEXT:
-            raise PromptError(f"the prompt {shown} has {len(ids)} tokens: expected at most {MAX_TEXT}")
+            raise PromptError(
+                f"the prompt {shown(prompt)} has {len(ids)} tokens: expected at most {MAX_TEXT}"
+            )
         if bad := [i for i in ids if self._is_reserved(i)]:
-            raise PromptError(f"the prompt {shown} has a token (id {bad[0]}) that is not text: leave it out")
+            raise PromptError(
+                f"the prompt {shown(prompt)} has a token (id {bad[0]}) that is not text: leave it out"
+            )
         return ids
 
     def _is_reserved(self, token: int) -> bool:
@@ -428,109 +327,38 @@ class LuminaMGPT1024(LuminaMGPT):
     variant = LUMINA_7B_1024
 
 
-def code_name(code: int) -> str:
-    """The name of a picture code in the vocabulary: its decimal digits as letters."""
-    return f"IMGIMG{str(code).translate(str.maketrans('0123456789', 'ABCDEFGHIJ'))}Z"
-
-
-def size_name(cells: int) -> str:
-    """The name in the vocabulary of a side of so many cells."""
-    return f"<reserved{8800 + cells:05d}>"
+def _sides(size: Any) -> tuple[int, int] | None:
+    """Width and height, as whole numbers; None for what is no such pair."""
+    sides = [whole(side) for side in size] if isinstance(size, Iterable) and not isinstance(size, str) else []
+    width, height = sides if len(sides) == 2 else (None, None)
+    return None if width is None or height is None else (width, height)
 
 
 def _check_size(variant: LuminaVariant, size: tuple[int, int] | None) -> tuple[int, int]:
     legal = variant.sizes
     if size is None:
         return variant.target, variant.target
-    if not (isinstance(size, Sequence) and len(size) == 2 and all(type(side) is int for side in size)):
-        raise ArkvError(f"the size is {size!r}: expected width and height in pixels, such as {legal[0]}")
-    if tuple(size) not in legal:
+    sides = _sides(size)
+    if sides is None:
+        raise ArkvError(f"the size is {size!r:.60}: expected width and height in pixels, such as {legal[0]}")
+    size = sides
+    if size not in legal:
         near = sorted(legal, key=lambda s: abs(s[0] - size[0]) + abs(s[1] - size[1]))
         raise ArkvError(
             f"the size is {size}: {variant.name} was trained for sizes (width, height) such as "
             f"{', '.join(map(str, near[:3]))}"
         )
-    return size[0], size[1]
+    return size
 
 
 def _variant_of(source: str | Path | None, size: tuple[int, int] | None) -> LuminaVariant:
-    sized = (variant for variant in VARIANTS if size in variant.sizes)
-    variant = _named(source) or next(sized, None)
+    """The model that a published repository or a size tells of."""
+    told = (variant for variant in VARIANTS if source == variant.repository)
+    sized = (variant for variant in VARIANTS if _sides(size) in variant.sizes)
+    variant = next(told, None) or next(sized, None)
     if variant is None:
         raise CheckpointError(
-            "nothing says which of the Lumina-mGPT models this is, and their configurations are alike: "
-            f"give a size that it was trained for, such as size={(VARIANTS[0].target,) * 2}"
+            "nothing says which of the Lumina-mGPT models this is, and their files are alike: load it by its "
+            f"name or class, or give a size that it was trained for, such as size={(VARIANTS[0].target,) * 2}"
         )
     return variant
-
-
-def _named(source: str | Path | None) -> LuminaVariant | None:
-    """The model that the name of a folder or repository tells."""
-    name = str(source).lower()
-    return next((variant for variant in VARIANTS if f"7b-{variant.target}" in name), None)
-
-
-def _read_tokens(path: Path, variant: LuminaVariant) -> Tokens:
-    """The tokens by the names in a configuration, which has to be that of the model."""
-    config, shape = read_config(path), variant.transformer
-    wanted = {
-        "model_type": "chameleon",
-        "num_hidden_layers": shape.layers,
-        "hidden_size": shape.width,
-        "num_attention_heads": shape.heads,
-        "num_key_value_heads": shape.kv_heads,
-        "intermediate_size": shape.hidden,
-        "vocab_size": variant.vocabulary,
-        "rms_norm_eps": shape.norm_eps,
-        "rope_theta": ROPE_THETA,
-        "swin_norm": False,
-    }
-    for name, value in wanted.items():
-        if (found := config.get(name, value)) != value:
-            raise CheckpointError(f"{path} says {name} is {found!r}: {variant.name} has {value!r}")
-    ids = config.get("vocabulary_map")
-    longest = max(itertools.chain.from_iterable(variant.sizes)) // CELL
-    return Tokens.from_names(ids if isinstance(ids, dict) else {}, variant.vq.codes, longest)
-
-
-def _norm_rows(files: Sequence[Path], heads: int) -> int:
-    """Rows of the norms of queries and keys: one as published, one a head as transformers saves them."""
-    name = "model.layers.0.self_attn.q_norm.weight"
-    for path in files:
-        # What is wrong with a file is said when its weights are read.
-        with suppress(SafetensorError, OSError), safe_open(path, framework="pt") as file:
-            if name in file.keys() and file.get_slice(name).get_shape()[0] == heads:  # noqa: SIM118
-                return heads
-    return 1
-
-
-def _find_vqgan(path: Path) -> Path:
-    for place in (path, path / VQGAN_FILE, path / "tokenizer" / VQGAN_FILE):
-        if place.is_file():
-            return place
-    raise CheckpointError(
-        f"there is no {VQGAN_FILE} in {path}: Lumina-mGPT is published without its picture decoder; take "
-        f"tokenizer/{VQGAN_FILE} of Meta's Chameleon, and say where it is with vqgan=..."
-    )
-
-
-def _read_tokenizer(path: Path, tokens: Tokens) -> Tokenizer:
-    path = path / TOKENIZER_FILE if path.is_dir() else path
-    if not path.is_file():
-        raise CheckpointError(
-            f"there is no tokenizer {path}: of the published models only the one for 768 pixels has it, and "
-            "it serves all; say where it is with tokenizer=..."
-        )
-    from tokenizers import Tokenizer
-
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing more particular
-        raise CheckpointError(
-            f"{path} is damaged or not a tokenizer: {' '.join(str(error).split())}"
-        ) from None
-    if tokenizer.token_to_id(SEPARATOR) != tokens.separator:
-        raise CheckpointError(f"{path} gives {SEPARATOR} another id than the model: it is another model's")
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer

@@ -23,6 +23,9 @@ from arkv.models.rope import rotate
 from arkv.weights.checkpoint import WeightSlot
 from arkv.weights.packing import Linear
 
+MOST_WIDTH, MOST_LAYERS = 2**17, 1024
+"""Bounds of any size, and of the layers: beyond all models there are, so that a file cannot ask for more."""
+
 HEAD_NORM_EPS = 1e-5
 """Epsilon of the normalisation of queries and keys, which Chameleon sets apart from that of its RMSNorms."""
 
@@ -52,6 +55,15 @@ class TransformerConfig:
     qk_norm: bool = False
 
     def __post_init__(self) -> None:
+        for field in ("layers", "width", "heads", "kv_heads", "head_dim", "hidden"):
+            value = getattr(self, field)
+            if type(value) is not int or not 1 <= value <= MOST_WIDTH:
+                raise ValueError(f"{field} is {value!r:.40}: expected a whole number from 1 to {MOST_WIDTH}")
+        eps = self.norm_eps
+        if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not 0 <= eps < 1:
+            raise ValueError(f"norm_eps is {eps!r:.40}: expected a number from 0 to 1")
+        if self.layers > MOST_LAYERS:
+            raise ValueError(f"layers is {self.layers}: expected at most {MOST_LAYERS}")
         if self.heads % self.kv_heads:
             raise ValueError(f"{self.kv_heads} key heads do not divide {self.heads} query heads")
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import Self
 
+from arkv.errors import NumericalError
 from arkv.weights.checkpoint import WeightSlot
 
 Layout = Literal["llamagen", "transformers", "taming"]
@@ -31,6 +32,9 @@ UNUSED = ("encoder.*", "quant_conv.*", "quantize.codebook_used", "loss.*")
 """Patterns of the tensors of a checkpoint that only its encoder and its training use."""
 
 NORM_GROUPS, NORM_EPS = 32, 1e-6
+
+MOST_LEVELS, MOST_BLOCKS, MOST_CHANNELS = 8, 64, 2**16
+"""Bounds beyond all picture decoders there are: a file with other numbers is not built."""
 
 # The widest activations of a 1024 x 1024 picture are half a GiB each, and three of them are held.
 MAX_PIXELS = 1024 * 1024
@@ -62,6 +66,18 @@ class VQConfig:
     blocks: int = 3
     normalised: bool = True
     attention: bool = True
+
+    def __post_init__(self) -> None:
+        numbers = (self.codes, self.code_dim, self.latent, self.channels, self.blocks, *self.multipliers)
+        if not self.multipliers or any(type(number) is not int or number < 1 for number in numbers):
+            raise ValueError(f"{self}: expected whole numbers, at least 1")
+        if len(self.multipliers) > MOST_LEVELS or self.blocks > MOST_BLOCKS:
+            raise ValueError(f"more than {MOST_LEVELS} levels, or more than {MOST_BLOCKS} blocks of one")
+        widths = [self.channels * multiplier for multiplier in self.multipliers]
+        if any(width % NORM_GROUPS or width > MOST_CHANNELS for width in widths):
+            raise ValueError(
+                f"levels of {widths} channels: expected multiples of {NORM_GROUPS}, {MOST_CHANNELS} at most"
+            )
 
     @property
     def scale(self) -> int:
@@ -212,10 +228,13 @@ class VQDecoder(nn.Module):
 
         Returns:
             uint8 `[pictures, height, width, 3]` on the CPU.
+
+        Raises:
+            NumericalError: a colour is NaN or infinite, which as a whole number would be black.
         """
         size = codes.shape[1] * codes.shape[2] * self.config.scale**2
         parts = codes.to(self.codebook.weight.device).split(max(1, MAX_PIXELS // size))
-        return torch.cat([to_uint8(self(part), rounding).cpu() for part in parts])
+        return torch.cat([to_uint8(_finite(self(part)), rounding).cpu() for part in parts])
 
     def weight_slots(self, layout: Layout, prefix: str = "") -> dict[str, WeightSlot]:
         """Where the tensors of a checkpoint go.
@@ -229,6 +248,14 @@ class VQDecoder(nn.Module):
             prefix + file_name(name, layout, levels): WeightSlot(weight)
             for name, weight in self.named_parameters()
         }
+
+
+def _finite(pixels: Tensor) -> Tensor:
+    if not pixels.isfinite().all():
+        raise NumericalError(
+            "the picture decoder produced NaN or infinity: its weights are damaged, or are another decoder's"
+        )
+    return pixels
 
 
 def group_norm(channels: int) -> nn.GroupNorm:

@@ -1,7 +1,6 @@
 import dataclasses
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -156,17 +155,3 @@ def test_the_printed_rows_hold_every_part() -> None:
     assert rows.pop("total") == estimated.total
     assert rows.pop("(full cache)") == estimated.full_kv
     assert sum(rows.values()) == estimated.total
-
-
-def test_the_limit_of_a_container_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    limit, used = tmp_path / "memory.max", tmp_path / "memory.current"
-    monkeypatch.setattr("arkv.estimate.CGROUP_FILES", ((limit, used), (tmp_path / "none", used)))
-    free = available_memory(torch.device("cpu"))
-    limit.write_text("max\n")
-    used.write_text("1000\n")
-    unlimited = available_memory(torch.device("cpu"))
-    assert free
-    assert unlimited
-    assert abs(free - unlimited) < free / 4
-    limit.write_text("5000\n")
-    assert available_memory(torch.device("cpu")) == 4000

@@ -5,18 +5,21 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny import Tiny
 
 import arkv
 from arkv import ArkvError, CachePolicy, load_model, load_policy, registry
-from arkv.errors import UnknownNameError
+from arkv.errors import BudgetError, CheckpointError, UnknownNameError
 from arkv.options import split_commas
 from arkv.policies.full import FullCache
 from arkv.policies.linear import LineAR
 from arkv.registry import load_class, names
+from arkv.store import CachePlan
 
 if TYPE_CHECKING:
     from package_for_type_checkers_only import Strange
@@ -126,6 +129,168 @@ def test_a_plugin_that_fails_to_import_is_named(monkeypatch: pytest.MonkeyPatch)
     assert [entry.name for entry in names("policy")] == ["broken"]
 
 
+class Origin:
+    """A distribution by its name."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.version = name, "1.0"
+
+
+class Point(EntryPoint):
+    """An entry point of some distribution, which gives what it was told to, or raises it."""
+
+    def __new__(cls, name: str, gives: Any, origin: str = "somebody") -> Point:
+        return super().__new__(cls)
+
+    def __init__(self, name: str, gives: Any, origin: str = "somebody") -> None:
+        super().__init__(name, f"{origin}.module:Thing", "any")
+        vars(self).update(gives=gives, dist=Origin(origin))
+
+    def load(self) -> Any:
+        gives = vars(self)["gives"]
+        if isinstance(gives, BaseException):
+            raise gives
+        return gives
+
+
+def register(monkeypatch: pytest.MonkeyPatch, *points: Point) -> None:
+    monkeypatch.setattr(registry, "entry_points", lambda group: points)
+
+
+@pytest.mark.parametrize("gives", [SystemExit(0), RuntimeError("x"), SyntaxError("y"), GeneratorExit()])
+def test_a_plugin_that_ends_the_process_at_import_is_an_error_of_its_own(
+    gives: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register(monkeypatch, Point("bad", gives), Point("full", FullCache, "arkv"))
+    with pytest.raises(ArkvError, match=f"'bad' of somebody 1.0 cannot be imported: {type(gives).__name__}"):
+        load_policy("bad")
+    assert load_policy("full") == FullCache()
+    assert [entry.name for entry in names("policy")] == ["bad", "full"]
+
+
+def test_whoever_interrupts_an_import_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    register(monkeypatch, Point("slow", KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        load_policy("slow")
+
+
+def test_a_plugin_by_a_name_that_is_taken_is_told_and_does_not_win(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = Point("linear", LineAR, "arkv"), Point("linear", FullCache, "aaa")
+    for points in ((ours, theirs), (theirs, ours)):
+        register(monkeypatch, *points)
+        with pytest.warns(
+            UserWarning, match=r"'linear' is registered by arkv 1.0, which is used, and by aaa 1.0"
+        ):
+            assert load_class("policy", "linear") is LineAR
+        with pytest.warns(UserWarning, match="given another name"):
+            assert [entry.origin for entry in names("policy")] == ["arkv 1.0"]
+    register(monkeypatch, Point("x", LineAR, "b"), Point("x", FullCache, "a"))
+    with pytest.warns(UserWarning, match="registered by a 1.0, which is used, and by b 1.0"):
+        assert load_class("policy", "x") is FullCache
+
+
+def test_a_plugin_that_cannot_say_what_is_its_own_stops_nobody(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    class Right(Tiny):
+        @classmethod
+        def recognises(cls, source: Any) -> bool:
+            return True
+
+        @classmethod
+        def from_pretrained(cls, source: Any, **_: Any) -> Any:
+            return cls()
+
+    def raising(error: BaseException) -> Any:
+        class Wrong(Tiny):
+            @classmethod
+            def recognises(cls, source: Any) -> bool:
+                raise error
+
+        return Wrong
+
+    for error in (RuntimeError("oops"), SystemExit(1), KeyError("x"), RecursionError(), OSError(13, "no")):
+        register(monkeypatch, Point("a", raising(error)), Point("right", Right), Point("z", SystemExit(0)))
+        with pytest.warns(UserWarning, match="the model 'a' cannot say whether"):
+            assert type(load_model(tmp_path)) is Right
+    register(monkeypatch, Point("a", raising(CheckpointError("it is cut short"))))
+    with pytest.raises(CheckpointError, match="^it is cut short$"):
+        load_model(tmp_path)
+
+
+def test_a_file_that_a_model_cannot_open_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Locked(Tiny):
+        @classmethod
+        def from_pretrained(cls, **_: Any) -> Any:
+            raise PermissionError(13, "Permission denied", "/models/x/y.bin")
+
+    register(monkeypatch, Point("locked", Locked))
+    with pytest.raises(CheckpointError, match="^cannot read /models/x/y.bin: Permission denied$"):
+        load_model("locked")
+
+
+@pytest.mark.parametrize(
+    "number", [numpy.int64(24), torch.tensor(24), numpy.array(24), torch.tensor([24])[0]]
+)
+def test_numbers_of_numpy_and_torch_are_parameters(number: Any) -> None:
+    policy = load_policy("linear", anchors=number, ratio=numpy.float32(0.25))
+    assert policy == LineAR(anchors=24, ratio=0.25)
+    assert type(policy.anchors) is int
+    assert CachePlan(numpy.int64(4), torch.tensor(2)) == CachePlan(4, 2)
+
+
+@pytest.mark.parametrize("budget", [10**30, -(10**30), 2**31, 0, 1.5, "4", None, float("nan"), (10**30,)])
+def test_a_budget_that_no_tensor_can_count_is_refused(budget: Any) -> None:
+    with pytest.raises(BudgetError, match="a plan with a budget") as caught:
+        CachePlan(budget, 1)
+    assert len(str(caught.value)) < 200
+    with pytest.raises(BudgetError, match="a plan with a period"):
+        CachePlan(1, 10**30)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"dtype": torch.int8}, "unknown dtype 'int8'"),
+        ({"dtype": torch.float8_e4m3fn}, "unknown dtype"),
+        ({"dtype": numpy.float32}, "unknown dtype"),
+        ({"dtype": 16}, "unknown dtype"),
+        ({"device": None}, "unknown device None"),
+        ({"device": []}, "unknown device"),
+        ({"device": 1.5}, "unknown device"),
+        ({"seed": -1}, "seed is -1"),
+        ({"seed": 2**64}, "seed is"),
+        ({"seed": "x"}, "seed is 'x'"),
+        ({"name": None}, "the model is None"),
+        ({"name": 3}, "the model is 3"),
+        ({"name": ["scenes"]}, "the model is"),
+        ({"name": ""}, "the model is ''"),
+        ({"name": "x" * 5000}, "unknown model"),
+        ({"name": "~/nowhere/at/all"}, "and there is no such file or folder"),
+        ({"name": "a\0b"}, "unknown model"),
+        ({"name": "\udc80"}, "unknown model"),
+    ],
+    ids=lambda value: str(value)[:40].encode("ascii", "replace").decode(),
+)
+def test_arguments_of_the_wrong_kind_are_one_line(arguments: dict[str, Any], said: str) -> None:
+    with pytest.raises(ArkvError) as caught:
+        load_model(**{"name": "scenes"} | arguments)
+    assert said in str(caught.value)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize("name", [None, 3, FullCache(), ["full"]])
+def test_a_policy_that_is_no_name_is_one_line(name: Any) -> None:
+    with pytest.raises(ArkvError, match="the policy is"):
+        load_policy(name)
+
+
+def test_dtypes_go_by_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("bfloat16", "torch.bfloat16", torch.bfloat16):
+        assert registry.torch_dtype(name) is torch.bfloat16
+
+
 @dataclass(frozen=True, kw_only=True)
 class Plugin(FullCache):
     """A policy as somebody else might write it."""
@@ -164,12 +329,12 @@ def plugged(monkeypatch: pytest.MonkeyPatch) -> None:
     """The names above, registered as policies and as models."""
     module = importlib.import_module(__name__)
 
-    class Point(EntryPoint):
+    class Named(EntryPoint):
         def load(self) -> Any:
             return getattr(module, self.attr)
 
     everything = ("Plugin", "Heir", "Bare", "not_a_class", "Tiny", "test_version_text")
-    points = [Point(name.lower(), f"somewhere:{name}", "any") for name in everything]
+    points = [Named(name.lower(), f"somewhere:{name}", "any") for name in everything]
     monkeypatch.setattr(registry, "entry_points", lambda group: points)
 
 

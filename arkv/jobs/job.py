@@ -119,7 +119,7 @@ class Job:
 
     @cached_property
     def _order(self) -> NDArray[numpy.int64]:
-        lengths = [0 if isinstance(each.prompt, int) else -len(each.prompt) for each in self.prompts]
+        lengths = [0 if str(each.prompt).isdecimal() else -len(each.prompt) for each in self.prompts]
         parts = []
         for first, behind in pairwise(self._starts):
             numbers = numpy.arange(first * self.samples, behind * self.samples)

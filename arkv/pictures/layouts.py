@@ -224,7 +224,7 @@ def _members(picture: Wanted | Picture, texts: Mapping[str, str]) -> dict[str, b
     """What an archive says of a picture, by name."""
     prompt = picture.prompt
     told = {"prompt": prompt.prompt, "name": prompt.name, "seed": picture.seed, **texts}
-    kind = "cls" if isinstance(prompt.prompt, int) else "txt"
+    kind = "cls" if str(prompt.prompt).isdecimal() else "txt"
     return {
         f"{picture.number:09d}.{kind}": str(prompt.prompt).encode(),
         f"{picture.number:09d}.json": json.dumps(told).encode(),

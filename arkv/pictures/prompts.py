@@ -10,6 +10,8 @@
 | `.parquet` | a table | `caption` or `prompt`; `image_id` or `id`, if there |
 | `.txt` | prompts or classes | one a line; behind a tab, how many pictures of it |
 
+A prompt is read as text wherever it stands, numbers too: what `1984` means is for the model to say.
+
 Files are UTF-8, with or without a byte order mark, with either kind of line end. Blank lines are passed over.
 A prompt that stands twice is drawn twice.
 """
@@ -25,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from arkv.errors import ArkvError
+from arkv.scalars import whole
 
 MOST = 10**8
 """Prompts of a list, counted as often as they stand for pictures."""
@@ -38,13 +41,13 @@ class Prompt:
     """What to draw, and what an evaluator knows it by.
 
     Attributes:
-        prompt: a text, or the number of a class.
+        prompt: a text; of a class, its name or its number in digits. The model alone decides which it is.
         name: file stem or identifier, as the evaluator has it; else the number in the list.
         where: file and line, for messages.
         record: what the evaluator wants back beside the picture; None where it wants nothing.
     """
 
-    prompt: str | int
+    prompt: str
     name: str
     where: str = field(compare=False)
     record: dict[str, Any] | None = field(default=None, hash=False)
@@ -62,7 +65,13 @@ def read_prompts(path: Path) -> tuple[str, list[Prompt]]:
     Raises:
         ArkvError: there is no such file, its format is none of these, or a line cannot be read.
     """
-    kind = "dpg" if path.is_dir() else path.suffix.lower().removeprefix(".")
+    try:
+        path = path.expanduser()
+        is_folder = path.is_dir()
+    except (OSError, RuntimeError, ValueError) as error:
+        told = getattr(error, "strerror", None) or error
+        raise ArkvError(f"cannot look at {str(path)[:200]!r}: {told}") from None
+    kind = "dpg" if is_folder else path.suffix.lower().removeprefix(".")
     if kind == "jsonl" and _is_geneval(path):
         kind = "geneval"
     if kind not in READERS:
@@ -102,7 +111,7 @@ def _records(path: Path) -> Iterator[tuple[str, Any]]:
     for where, line in _lines(path):
         try:
             yield where, json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ArkvError(f"{where} is not JSON: {error}") from None
 
 
@@ -200,11 +209,12 @@ def _parquet(path: Path) -> Iterator[Prompt]:
         yield Prompt(prompt, f"{number:06d}" if names is None else str(names[number]), where)
 
 
-def _text_or_class(value: object) -> str | int | None:
-    """A prompt, its white space as single spaces; None for what is none."""
-    if isinstance(value, str):
-        return " ".join(value.split()) or None
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+def _text_or_class(value: object) -> str | None:
+    """A prompt, its white space as single spaces, a number in digits; None for what is none."""
+    number = whole(value)
+    if number is not None:
+        return str(number)
+    return " ".join(value.split()) or None if isinstance(value, str) else None
 
 
 def _txt(path: Path) -> Iterator[Prompt]:
@@ -219,8 +229,7 @@ def _txt(path: Path) -> Iterator[Prompt]:
             raise ArkvError(
                 f"{where} asks for more pictures than a list has: at most {MOST:,}; take several lists"
             )
-        prompt = int(text) if text.isascii() and text.isdecimal() else text
-        lines.append((where, prompt, int(told)))
+        lines.append((where, text, int(told)))
     number = 0
     for round_ in range(max((count for _, _, count in lines), default=0)):
         for where, prompt, count in lines:

@@ -94,7 +94,7 @@ def measure(
         batch = slice(start, start + size)
         decoder.generate(prompts[batch], seeds=seeds[batch], guidance=guidance, progress=progress)
         assert decoder.store is not None
-        shares = decoder.store["outside"].double().cpu()
+        shares = decoder.store["outside"].cpu().double()  # not all devices have float64
         total += shares.sum(1)
         rows += shares.shape[1]
     means = (total / (rows * queries)).tolist()

@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import re
-import zipfile
-from argparse import Namespace
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from arkv.errors import CheckpointError
-
-AnyModule = TypeVar("AnyModule", bound=nn.Module)
-
-INDEXED = ("model.safetensors", "pytorch_model.bin")
-"""Names of a folder's weight file; `.index.json` behind one of them lists the shards."""
-
-WRAPPINGS = ("model", "module", "state_dict")
-"""Keys under which training programs put the tensors of a `.pt` file."""
+from arkv.weights.files import check_content, is_file
+from arkv.weights.torch_files import read_tensors
 
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """Dtypes of weights that are what they say, as a safetensors file calls them."""
@@ -59,19 +50,6 @@ class WeightSlot:
         return tuple(self.target.shape) if self.shape is None else self.shape
 
 
-def empty(build: Callable[[], AnyModule], dtype: torch.dtype, device: torch.device) -> AnyModule:
-    """A module in evaluation mode whose weights are yet to be read.
-
-    Args:
-        build: makes the module.
-        dtype: of its weights, but for those that keep their own.
-        device: where to put them; the meta device has shapes only.
-    """
-    with torch.device("meta"):  # nothing is drawn at random only to be overwritten
-        module = build().to(dtype)
-    return module.to_empty(device=device).eval()
-
-
 def load_weights_(slots: Mapping[str, WeightSlot], files: Sequence[Path], unused: Sequence[str] = ()) -> None:
     """Copy the tensors of a checkpoint to where they belong, one at a time.
 
@@ -90,6 +68,9 @@ def load_weights_(slots: Mapping[str, WeightSlot], files: Sequence[Path], unused
     found = {path: _names(path) for path in files}
     together = {name: facts for names in found.values() for name, facts in names.items()}
     where = str(files[0]) if len(files) == 1 else f"the checkpoint in {files[0].parent}"
+    if len(together) < sum(map(len, found.values())):
+        counts = Counter(name for names in found.values() for name in names)
+        raise CheckpointError(f"{where} has {counts.most_common(1)[0][0]} in two files: remove one of them")
     if slots and not slots.keys() & together.keys():
         raise CheckpointError(
             f"{where} belongs to another model or has another layout: it has {_some(together)}, "
@@ -141,25 +122,6 @@ def draw_weights_(module: nn.Module, seed: int) -> None:
             parameter.normal_(0.0, scale, generator=generators[parameter.device])
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The weight files of a folder in the layout of transformers, in one piece or in shards.
-
-    Safetensors are preferred where there are both kinds.
-
-    Raises:
-        CheckpointError: there are none, or a shard that the index names is missing.
-    """
-    for name in INDEXED:
-        if (folder / name).is_file():
-            return [folder / name]
-        index = folder / f"{name}.index.json"
-        if index.is_file():
-            return _shards(index)
-    raise CheckpointError(
-        f"{folder} has no weights: expected {' or '.join(INDEXED)}, or shards with an index"
-    )
-
-
 def tensor_names(path: Path) -> set[str]:
     """Names of the tensors in one file.
 
@@ -169,36 +131,6 @@ def tensor_names(path: Path) -> set[str]:
     return set(_names(path))
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """The JSON object in a file.
-
-    Raises:
-        CheckpointError: the file is missing or is not a JSON object.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"cannot read the configuration {path}: {error.strerror}") from None
-    except ValueError as error:
-        raise CheckpointError(f"the configuration {path} is not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"the configuration {path} is not a JSON object")
-    return content
-
-
-def _shards(index: Path) -> list[Path]:
-    listed = read_config(index).get("weight_map")
-    if not isinstance(listed, dict) or not listed or not all(isinstance(f, str) for f in listed.values()):
-        raise CheckpointError(f"{index} has no weight_map that says which file has which tensor")
-    files = [index.parent / name for name in sorted(set(listed.values()))]
-    if absent := [path.name for path in files if not path.is_file()]:
-        raise CheckpointError(
-            f"{index.parent} lacks {', '.join(absent)} ({len(absent)} of {len(files)} shards that "
-            f"{index.name} names): download the rest"
-        )
-    return files
-
-
 @contextmanager
 def _opened(path: Path) -> Iterator[Callable[[str], Tensor]]:
     """Gives a function from the name of a tensor to the tensor, mapped into memory."""
@@ -206,39 +138,21 @@ def _opened(path: Path) -> Iterator[Callable[[str], Tensor]]:
         with safe_open(path, framework="pt") as file:
             yield file.get_tensor
     else:
-        yield _load(path).__getitem__
+        yield read_tensors(path).__getitem__
 
 
 def _names(path: Path) -> Names:
-    if not path.is_file():
+    if not is_file(path):
         raise CheckpointError(f"there is no checkpoint {path}")
+    check_content(path)
     if path.suffix != ".safetensors":
-        return {n: (tuple(t.shape), t.dtype in FLOATS.values()) for n, t in _load(path).items()}
+        return {n: (tuple(t.shape), t.dtype in FLOATS.values()) for n, t in read_tensors(path).items()}
     try:
         with safe_open(path, framework="pt") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             return {n: (tuple(s.get_shape()), s.get_dtype() in FLOATS) for n, s in slices.items()}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is damaged or not a safetensors file: {_line(error)}") from None
-
-
-def _load(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file that `torch.save` wrote, not yet read but for those in its oldest format."""
-    mapped = zipfile.is_zipfile(path)
-    try:
-        # Training programs keep their arguments in a Namespace, which holds values and runs nothing.
-        with torch.serialization.safe_globals([Namespace]):
-            content = torch.load(path, map_location="cpu", mmap=mapped, weights_only=True)
-    except Exception as error:  # whatever unpacking a damaged file runs into
-        reason = _line(error).split(". ")[0]
-        raise CheckpointError(f"{path} is damaged or not a file of weights: {reason}") from None
-    for key in WRAPPINGS:
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-            break
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}: expected tensors by name")
-    return {str(name): tensor for name, tensor in content.items() if isinstance(tensor, Tensor)}
 
 
 def _problems(slots: Mapping[str, WeightSlot], found: Names, unused: Sequence[str]) -> Iterator[str]:

@@ -11,13 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from arkv.errors import CheckpointError
+from arkv.weights.files import check_folder, exists, is_folder, place
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def is_hub_id(source: str | Path) -> bool:
     """Whether a text has the form of a repository's name and is no path that exists."""
-    return isinstance(source, str) and bool(HUB_ID.fullmatch(source)) and not Path(source).exists()
+    return isinstance(source, str) and bool(HUB_ID.fullmatch(source)) and not exists(Path(source))
 
 
 def fetch(
@@ -39,11 +40,13 @@ def fetch(
     Raises:
         CheckpointError: there is no such path, and the repository or one of the files cannot be had.
     """
-    path = Path(source).expanduser()
-    if path.exists():
+    path = place(source)
+    if exists(path):
+        if is_folder(path):
+            check_folder(path)
         return path
     if not is_hub_id(source):
-        raise CheckpointError(f"there is no file or folder {str(source)!r}")
+        raise CheckpointError(f"there is no file or folder {str(source)[:200]!r}")
     from huggingface_hub import snapshot_download
 
     folder = Path()

@@ -14,6 +14,7 @@ from typing_extensions import Self
 
 from arkv.errors import CheckpointError
 from arkv.grid import Grid
+from arkv.machine.memory import allocated
 from arkv.model import Block, Condition, Model, ModelSpec
 from arkv.models.rope import grid_rotation
 from arkv.models.scenes.codebook import GRID, PATCH_VALUES, Codebook
@@ -29,11 +30,15 @@ from arkv.models.scenes.grammar import (
 )
 from arkv.models.scenes.judge import judge
 from arkv.models.transformer import Transformer, TransformerConfig
-from arkv.weights.checkpoint import read_config, read_weights_
+from arkv.weights.checkpoint import read_weights_
+from arkv.weights.files import place, read_config
 from arkv.weights.packing import Linear
 
 IMAGE_ID = VOCABULARY_SIZE
 """Id of the condition token that ends every prompt and is all that an unconditional row has."""
+
+MOST_CODES = 2**20
+"""Bound of a codebook, beyond all that there are: a file that asks for more is not built."""
 
 CONTEXT_WORDS = 4
 """Words before each word that its own embedding tells of: enough for "left of a blue" square."""
@@ -116,20 +121,21 @@ class Scenes(Model):
         Raises:
             CheckpointError: a file is missing, damaged, or of another shape.
         """
-        path, device = Path(source), torch.device(device)
+        path, device = place(source), torch.device(device)
         facts = read_config(path.with_suffix(".json"))
         try:
-            config = TransformerConfig(**facts["config"])
+            config, guidance = TransformerConfig(**facts["config"]), float(facts["guidance"])
+            if not 0 <= guidance < float("inf") or not 0 < int(facts["codes"]) <= MOST_CODES:
+                raise ValueError("guidance or the number of codes is out of range")
             with torch.device("meta"):  # nothing is drawn at random only to be overwritten
                 empty = Codebook(torch.zeros(int(facts["codes"]), PATCH_VALUES))
-                model = cls(empty, config, float(facts["guidance"])).to(dtype)
+                model = cls(empty, config, guidance).to(dtype)
         except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
             raise CheckpointError(
                 f"{path.with_suffix('.json')} does not describe a scenes model: {error}"
             ) from None
         if device.type != "meta":
-            model.to_empty(device=device)
-            read_weights_(model, path)
+            read_weights_(allocated(model, device), path)
             model.rotation = model._rotation().to(device)
         return model.eval()
 

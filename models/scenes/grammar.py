@@ -149,7 +149,7 @@ def parse_prompt(text: str) -> Prompt:
         PromptError: A word is outside the grammar, or the words are in none of its forms.
     """
     if not isinstance(text, str):
-        raise PromptError(f"the prompt is {text!r}: expected a text such as 'a red circle'")
+        raise PromptError(f"the prompt is {text!r:.60}: expected a text such as 'a red circle'")
     normal = _normalise(text)
     words = normal.split()
     for word in words:
@@ -164,7 +164,7 @@ def parse_prompt(text: str) -> Prompt:
             objects, relation = _read_form(group, match.groups())
             return Prompt(normal, group, objects, relation, background)
     raise PromptError(
-        f"cannot read the prompt {normal!r}: expected a form such as 'a red circle', "
+        f"cannot read the prompt {normal!r:.200}: expected a form such as 'a red circle', "
         "'three blue squares', 'a circle and a triangle', 'a red circle and a blue square' or "
         "'a red circle left of a blue square', with or without 'on white' at its end"
     )
@@ -237,6 +237,7 @@ def _check_group(group: str) -> None:
 
 
 def _unknown_word(word: str) -> str:
+    word = word[:40]
     near = difflib.get_close_matches(word, WORDS, n=3)
     known = f"the nearest known are {', '.join(near)}" if near else f"known: {', '.join(WORDS)}"
     return f"unknown word {word!r} in the prompt; {known}"

@@ -40,7 +40,7 @@ from arkv.models.scenes.codebook import PATCH, Codebook
 from arkv.models.scenes.drawing import Scene, draw, sample_picture, sample_scene
 from arkv.models.scenes.grammar import COLORS, GROUPS, SHAPES, encode_prompt, sample_prompt
 from arkv.models.transformer import TransformerConfig
-from arkv.weights.checkpoint import read_config
+from arkv.weights.files import read_config
 
 # More of what is hard to learn: numbers and relations.
 GROUP_SHARES = {

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from janus_files import VARIANT, WIDER, make_tokenizer, published_config, write_janus
 from safetensors.torch import load_file, save_file
 from tiny import POLICIES, build
 from torch import Tensor
@@ -17,21 +18,12 @@ from torch.nn import functional as F
 
 from arkv import Decoder, load_policy
 from arkv.errors import CheckpointError, PromptError
-from arkv.models import janus
-from arkv.models.janus import JANUS_PRO_1B, JANUS_PRO_7B, UNUSED, JanusPro, JanusPro1B, JanusVariant, Tokens
-from arkv.models.transformer import TransformerConfig
-from arkv.models.vq import VQConfig
+from arkv.models import janus_checkpoint as janus
+from arkv.models.janus import JanusPro, JanusPro1B
+from arkv.models.janus_checkpoint import JANUS_PRO_1B, JANUS_PRO_7B, UNUSED, Tokens
 from arkv.weights.checkpoint import draw_weights_, load_weights_
 
 DATA = Path(__file__).parents[1] / "data"
-VARIANT = JanusVariant(
-    "tiny",
-    "nobody/tiny",
-    TransformerConfig(layers=2, width=64, heads=4, kv_heads=4, head_dim=16, hidden=112),
-    vocabulary=72,
-    side=4,
-    vq=VQConfig(codes=48, code_dim=8, latent=24, channels=32, multipliers=(1, 2), blocks=2),
-)
 CASES: dict[str, janus.Layout] = {"janus": "deepseek", "janus_hf": "transformers"}
 
 
@@ -215,77 +207,6 @@ def test_real_sizes_have_the_published_numbers_of_parameters() -> None:
     assert JanusPro1B.from_pretrained(device="meta").spec.grid.tokens == 576
 
 
-def make_tokenizer(path: Path, without: str = "") -> None:
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(letters)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    special = [janus.BEGIN, "<|User|>", "<|Assistant|>", janus.PADDING, janus.IMAGE]
-    tokenizer.add_special_tokens([AddedToken(name, special=True) for name in special if name != without])
-    tokenizer.save(str(path))
-
-
-WIDER = replace(VARIANT, vocabulary=320)
-
-
-def published_config(variant: JanusVariant, layout: janus.Layout) -> dict[str, Any]:
-    """What `config.json` says of a variant; the original layout says nothing of the picture decoder."""
-    shape, decoder = variant.transformer, variant.vq
-    llama = {
-        "hidden_size": shape.width,
-        "intermediate_size": shape.hidden,
-        "num_hidden_layers": shape.layers,
-        "num_attention_heads": shape.heads,
-        "max_position_embeddings": 64,
-        "vocab_size": variant.vocabulary,
-    }
-    if layout == "deepseek":
-        return {"model_type": "multi_modality", "language_config": llama}
-    pictures = {
-        "embed_dim": decoder.code_dim,
-        "num_embeddings": decoder.codes,
-        "latent_channels": decoder.latent,
-        "base_channels": decoder.channels,
-        "channel_multiplier": list(decoder.multipliers),
-        "num_res_blocks": decoder.blocks - 1,
-    }
-    vision = {"image_size": 16 * variant.side, "patch_size": 16}
-    return {"model_type": "janus", "text_config": llama, "vq_config": pictures, "vision_config": vision}
-
-
-def write_checkpoint(folder: Path, layout: janus.Layout, shards: int = 1) -> JanusPro:
-    """A tiny checkpoint with random weights and all that a published one has beside those in use."""
-    folder.mkdir(exist_ok=True)
-    torch.manual_seed(1)
-    model = JanusPro(WIDER).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(1.0 if parameter.ndim == 1 else 0.0, 0.2)
-    tensors = {name: slot.target.detach().clone() for name, slot in model.weight_slots(layout).items()}
-    if layout == "deepseek":
-        unused = ["vision_model.pos", "aligner.layers.0.bias", "language_model.lm_head.weight"]
-        unused += ["gen_vision_model.encoder.conv_in.bias", "gen_vision_model.quantize.codebook_used"]
-        stem, save = "pytorch_model{}.bin", torch.save
-    else:
-        unused = ["model.vision_model.x", "model.aligner.fc1.bias", "lm_head.weight"]
-        stem, save = "model{}.safetensors", save_file
-    tensors |= {name: torch.ones(3) for name in unused}
-    (folder / "config.json").write_text(json.dumps(published_config(WIDER, layout)))
-    make_tokenizer(folder / "tokenizer.json")
-    if shards == 1:
-        save(tensors, folder / stem.format(""))
-    else:
-        names = [stem.format(f"-{i + 1:05}-of-{shards:05}") for i in range(shards)]
-        parts = [{n: tensors[n] for n in sorted(tensors)[i::shards]} for i in range(shards)]
-        for name, part in zip(names, parts, strict=True):
-            save(part, folder / name)
-        index = {key: name for name, part in zip(names, parts, strict=True) for key in part}
-        (folder / f"{stem.format('')}.index.json").write_text(json.dumps({"weight_map": index}))
-    return model
-
-
 @pytest.fixture
 def tiny_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
     """The original layout says nothing of the picture decoder, which is VQ-16."""
@@ -296,7 +217,7 @@ def tiny_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("shards", [1, 3])
 @pytest.mark.parametrize("layout", ["deepseek", "transformers"])
 def test_both_layouts_load_from_one_file_or_shards(tmp_path: Path, layout: janus.Layout, shards: int) -> None:
-    written = write_checkpoint(tmp_path, layout, shards)
+    written = write_janus(tmp_path, layout, shards)
     model = JanusPro.from_pretrained(tmp_path)
     assert not model.training
     for (name, got), expected in zip(model.named_parameters(), written.parameters(), strict=True):
@@ -312,7 +233,7 @@ def test_both_layouts_load_from_one_file_or_shards(tmp_path: Path, layout: janus
 
 @pytest.fixture
 def loaded(tmp_path: Path) -> JanusPro:
-    write_checkpoint(tmp_path, "transformers")
+    write_janus(tmp_path, "transformers")
     return JanusPro.from_pretrained(tmp_path)
 
 
@@ -385,12 +306,12 @@ def test_what_is_missing_or_wrong_is_one_line(tmp_path: Path) -> None:
     (folder / "config.json").write_text('{"model_type": "llama"}')
     assert "is not Janus-Pro: its configuration has the model_type 'llama'" in refusal(folder)
     (folder / "config.json").write_text('{"model_type": "janus"}')
-    assert "does not describe Janus-Pro" in refusal(folder)
-    write_checkpoint(folder, "transformers", 3)
+    assert "config.json has no text_config" in refusal(folder)
+    write_janus(folder, "transformers", 3)
     assert "has 2 layers of width 64: it is not janus-pro-1b" in refusal(folder, JanusPro1B)
     (folder / "model-00002-of-00003.safetensors").unlink()
     assert "lacks model-00002-of-00003.safetensors" in refusal(folder)
-    write_checkpoint(folder, "transformers")
+    write_janus(folder, "transformers")
     make_tokenizer(folder / "tokenizer.json", without=janus.PADDING)
     assert f"no token {janus.PADDING}" in refusal(folder)
     (folder / "tokenizer.json").write_text("{}")
@@ -542,7 +463,7 @@ print(f"{size / 1e9:.2f} GB of weights, {peak.rise() / 1e9:.2f} GB at most, {pea
 def test_seven_billion_parameters_load_in_little_more_memory_than_they_take(
     tmp_path: Path, layout: janus.Layout
 ) -> None:
-    write_checkpoint(tmp_path / "small", layout)
+    write_janus(tmp_path / "small", layout)
     large = write_large_checkpoint(tmp_path / "large", layout)
     try:
         command = [sys.executable, "-c", WEIGH, tmp_path / "small", large]

@@ -1,13 +1,25 @@
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from lumina_files import (
+    CODES,
+    DATA,
+    VQ,
+    WIDE,
+    TinyLumina,
+    facts,
+    tensors,
+    tiny,
+    tokens,
+    write_lumina,
+    write_tokenizer,
+    write_vqgan,
+)
 from tiny import build
 from torch import Tensor
 from torch.nn import functional as F
@@ -16,55 +28,18 @@ from arkv import Decoder
 from arkv.errors import ArkvError, CheckpointError, PromptError
 from arkv.model import Condition
 from arkv.models import transformer as transformer_file
-from arkv.models.lumina import (
+from arkv.models.lumina import LuminaMGPT, LuminaMGPT512, LuminaMGPT768
+from arkv.models.lumina_checkpoint import (
     LUMINA_7B_512,
     LUMINA_7B_768,
     LUMINA_7B_1024,
-    LuminaMGPT,
-    LuminaMGPT512,
-    LuminaMGPT768,
     LuminaVariant,
-    Tokens,
     code_name,
     size_name,
 )
-from arkv.models.transformer import Block, HeadNorm, TransformerConfig
-from arkv.models.vq import VQConfig
-from arkv.registry import load_class, load_policy, names
+from arkv.models.transformer import Block, HeadNorm
+from arkv.registry import load_class, load_model, load_policy, names
 from arkv.weights.checkpoint import load_weights_
-
-DATA = Path(__file__).parent.parent / "data"
-CODES = 24
-WIDE = (96, 64)
-VQ = VQConfig(CODES, 16, 16, 32, (1, 1), 2, normalised=False, attention=False)
-WORDS = ["Generate", "an", "image", "of", "according", "to", "the", "following", "prompt", "red", "bus"]
-WORDS += ["64", "96", "x", ":", " ", "\n"]
-
-
-@cache
-def tensors() -> dict[str, Tensor]:
-    return load_file(DATA / "lumina.safetensors")
-
-
-@cache
-def facts() -> dict[str, Any]:
-    return json.loads((DATA / "lumina.json").read_text())  # type: ignore[no-any-return]
-
-
-def tokens() -> Tokens:
-    return Tokens.from_names(facts()["config"]["hf_config"]["vocabulary_map"], CODES, 3)
-
-
-def tiny(**changes: Any) -> LuminaVariant:
-    config = TransformerConfig(2, 64, 4, 4, 16, 96, 1e-5, qk_norm=True)
-    variant = LuminaVariant("lumina-tiny", 96, "nobody/lumina-7b-96", config, 64, tokens(), VQ)
-    return replace(variant, **changes)
-
-
-class TinyLumina(LuminaMGPT):
-    """What the golden vectors were made with; loads like the published models."""
-
-    variant = tiny()
 
 
 def golden_model() -> LuminaMGPT:
@@ -268,42 +243,8 @@ def hugging_face(tmp_path: Path) -> Any:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """The golden weights as they are published, with picture decoder and tokenizer."""
-    config = facts()["config"]["hf_config"]
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    weights = {
-        name.removeprefix("weights."): tensor
-        for name, tensor in tensors().items()
-        if name.startswith("weights.")
-    }
-    save_file(weights, tmp_path / "model.safetensors")
-    write_vqgan(tmp_path / "vqgan.ckpt")
-    write_tokenizer(tmp_path / "tokenizer.json")
+    write_lumina(tmp_path)
     return tmp_path
-
-
-def write_vqgan(path: Path) -> None:
-    """A picture decoder as Chameleon's is published, with what its training left behind."""
-    generator = torch.Generator().manual_seed(2)
-    slots = LuminaMGPT(tiny(), WIDE).vq.weight_slots("taming")
-    state = {name: 0.3 * torch.randn(slot.wanted, generator=generator) for name, slot in slots.items()}
-    state |= {"encoder.conv_in.bias": torch.zeros(3), "loss.discriminator.main.0.bias": torch.zeros(3)}
-    torch.save({"epoch": 7, "state_dict": state, "lr_schedulers": []}, path)
-
-
-def write_tokenizer(path: Path) -> None:
-    from tokenizers import AddedToken, Regex, Tokenizer
-    from tokenizers.models import WordLevel
-    from tokenizers.pre_tokenizers import Split
-
-    ids = dict(facts()["config"]["hf_config"]["vocabulary_map"])
-    free = [name for name in ids if name.startswith("text")]
-    vocabulary = {name: i for name, i in ids.items() if not name.startswith("text")}
-    vocabulary |= {word: ids[name] for word, name in zip(WORDS, free, strict=False)}
-    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = Split(Regex(r"\s+|x|:|\d+"), "isolated")
-    tokenizer.add_special_tokens([AddedToken(name) for name in vocabulary if name not in WORDS])
-    tokenizer.enable_truncation(4)  # must not have a say
-    tokenizer.save(str(path))
 
 
 @torch.no_grad()
@@ -413,24 +354,31 @@ def test_picture_decoder_and_tokenizer_may_lie_elsewhere(folder: Path, tmp_path:
         assert model.tokenizer is not None
 
 
-def test_a_checkpoint_is_recognised_by_configuration_and_name(folder: Path, tmp_path: Path) -> None:
-    assert LuminaMGPT512.recognises("Alpha-VLLM/Lumina-mGPT-7B-512")
-    assert not LuminaMGPT512.recognises("Alpha-VLLM/Lumina-mGPT-7B-768")
-    assert not LuminaMGPT.recognises(folder)  # tiny
-    published = tmp_path / "Lumina-mGPT-7B-768"
-    published.mkdir()
+def write_published(folder: Path, **changes: Any) -> Path:
+    """The configuration of the published models, as much of it as matters."""
+    folder.mkdir()
     ids = {name: 4 + code for code in range(8192) for name in [code_name(code)]}
     ids |= {size_name(cells): 8804 + cells for cells in range(200)}
     ids |= {"<s>": 0, "<racm3:break>": 8197, "<reserved08706>": 8710, "<reserved08799>": 8803}
-    (published / "config.json").write_text(json.dumps({"model_type": "chameleon", "vocabulary_map": ids}))
-    assert LuminaMGPT.recognises(published)
-    assert LuminaMGPT768.recognises(published)
-    assert not LuminaMGPT512.recognises(published)
-    unnamed = published.rename(tmp_path / "mine")
-    assert LuminaMGPT512.recognises(unnamed)
-    assert LuminaMGPT768.recognises(unnamed)
-    with pytest.raises(CheckpointError, match="nothing says which"):
-        LuminaMGPT.from_pretrained(tmp_path, device="meta")
+    config = {"model_type": "chameleon", "vocabulary_map": ids} | changes
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_which_model_it_is_is_not_guessed_from_a_path(folder: Path, tmp_path: Path) -> None:
+    assert LuminaMGPT512.recognises("Alpha-VLLM/Lumina-mGPT-7B-512")
+    assert not LuminaMGPT512.recognises("Alpha-VLLM/Lumina-mGPT-7B-768")
+    with pytest.raises(CheckpointError, match="num_hidden_layers is 2"):
+        LuminaMGPT.recognises(folder)  # tiny
+    for name in ("Lumina-mGPT-7B-768", "Lumina-mGPT-7B-768-Omni", "mine"):
+        published = write_published(tmp_path / name)
+        for model_class in (LuminaMGPT, LuminaMGPT512, LuminaMGPT768):
+            assert model_class.recognises(published)
+        with pytest.raises(CheckpointError, match=r"may be any of lumina-mgpt-7b-1024, .*: name it, as in"):
+            load_model(published)
+        with pytest.raises(CheckpointError, match="nothing says which"):
+            LuminaMGPT.from_pretrained(published, device="meta")
+        assert load_model("lumina-mgpt-7b-768", source=published, device="meta").spec.grid.rows == 48
     by_size = LuminaMGPT.from_pretrained(tmp_path, device="meta", size=(1536, 384))
     assert by_size.spec.name == "lumina-mgpt-7b-768"
 

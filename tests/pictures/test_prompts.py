@@ -23,7 +23,7 @@ def write(path: Path, content: str | bytes) -> Path:
     return path
 
 
-def read(path: Path, content: str | bytes) -> list[str | int]:
+def read(path: Path, content: str | bytes) -> list[str]:
     _, prompts = read_prompts(write(path, content))
     return [prompt.prompt for prompt in prompts]
 
@@ -78,7 +78,7 @@ def test_records_have_texts_or_classes(tmp_path: Path) -> None:
     assert kind == "jsonl"
     assert [(each.prompt, each.name) for each in prompts] == [
         ("a red circle", "17"),
-        (207, "000001"),
+        ("207", "000001"),
         ("x", "y"),
     ]
     assert all(each.record is None for each in prompts)
@@ -94,7 +94,7 @@ def test_a_table_has_prompts_in_a_column(tmp_path: Path) -> None:
     assert [(each.prompt, each.name) for each in prompts] == [("a b", "3"), ("c", "4")]
     assert prompts[1].where == f"{path}, row 2"
     parquet.write_table(pyarrow.table({"prompt": [5, 6]}), path)
-    assert [(each.prompt, each.name) for each in read_prompts(path)[1]] == [(5, "000000"), (6, "000001")]
+    assert [(each.prompt, each.name) for each in read_prompts(path)[1]] == [("5", "000000"), ("6", "000001")]
     parquet.write_table(pyarrow.table({"prompt": ["a", None]}), path)
     with pytest.raises(ArkvError, match="row 2 has no prompt"):
         read_prompts(path)
@@ -113,14 +113,46 @@ def test_a_table_has_prompts_in_a_column(tmp_path: Path) -> None:
 
 def test_lines_of_text_are_prompts_or_classes(tmp_path: Path) -> None:
     content = "\ufeffa red circle\r\n\r\n207\r\n golden retriever \r\n207\r\na line\u2028of one\r\n"
-    wanted = ["a red circle", 207, "golden retriever", 207, "a line\u2028of one"]
+    wanted = ["a red circle", "207", "golden retriever", "207", "a line\u2028of one"]
     assert read(tmp_path / "list.txt", content) == wanted
 
 
 def test_counts_come_in_rounds(tmp_path: Path) -> None:
-    assert read(tmp_path / "classes.txt", "1\t3\nmacaw\n2\t2\n") == [1, "macaw", 2, 1, 2, 1]
+    assert read(tmp_path / "classes.txt", "1\t3\nmacaw\n2\t2\n") == ["1", "macaw", "2", "1", "2", "1"]
     _, prompts = read_prompts(tmp_path / "classes.txt")
     assert [prompt.name for prompt in prompts] == [f"{number:06d}" for number in range(6)]
+
+
+def test_a_prompt_means_the_same_wherever_it_stands(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    for prompt in ("1984", "007", "a red circle"):
+        lists = {
+            "p.txt": prompt,
+            "p.csv": f"prompt\n{prompt}\n",
+            "p.tsv": f"Prompt\tid\n{prompt}\t1\n",
+            "p.jsonl": json.dumps({"prompt": prompt}),
+        }
+        for name, content in lists.items():
+            assert read(tmp_path / name, content) == [prompt], name
+        parquet.write_table(pyarrow.table({"prompt": [prompt]}), tmp_path / "p.parquet")
+        assert [each.prompt for each in read_prompts(tmp_path / "p.parquet")[1]] == [prompt]
+    assert read(tmp_path / "n.jsonl", '{"prompt": 1984}') == ["1984"], "a number without quotes, too"
+
+
+def test_a_list_that_cannot_be_looked_at_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path / "p.txt", "a red circle")
+    assert [prompt.prompt for prompt in read_prompts(Path("~/p.txt"))[1]] == ["a red circle"]
+    with pytest.raises(ArkvError, match="not JSON"):
+        read_prompts(write(tmp_path / "deep.jsonl", "[" * 200_000))
+
+    def denied(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_dir", denied)
+    with pytest.raises(ArkvError, match="^cannot look at .*: Permission denied$"):
+        read_prompts(tmp_path / "p.txt")
 
 
 BAD = {

@@ -15,7 +15,8 @@ from transformers.models.llama.modeling_llama import LlamaAttention
 from arkv import load_policy
 from arkv.decoding.sampling import guide
 from arkv.errors import ArkvError
-from arkv.models.janus import JanusPro, JanusVariant
+from arkv.models.janus import JanusPro
+from arkv.models.janus_checkpoint import JanusVariant
 from arkv.models.transformer import TransformerConfig
 from arkv.models.vq import VQConfig
 from arkv.speed.baselines import TransformersEngine, build

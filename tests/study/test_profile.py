@@ -209,3 +209,24 @@ def test_bad_input_is_one_line_and_no_file(
     assert err.count("\n") == 1
     assert complaint in err
     assert not list(tmp_path.iterdir())
+
+
+def test_shares_are_added_where_there_is_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Apple's MPS has no float64: numbers have to come to the CPU before they are made wider."""
+    came, double, to_cpu = set[int](), torch.Tensor.double, torch.Tensor.cpu
+
+    def cpu(tensor: torch.Tensor) -> torch.Tensor:
+        moved = to_cpu(tensor).clone()
+        came.add(id(moved))
+        return moved
+
+    def wide(tensor: torch.Tensor) -> torch.Tensor:
+        if id(tensor) not in came:
+            raise TypeError("MPS has no float64")
+        return double(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "cpu", cpu)
+    monkeypatch.setattr(torch.Tensor, "double", wide)
+    model = Tiny()
+    measured = measure(model, model.example_prompts(1, 0), radius=1)
+    assert len(measured.outside) == model.spec.layers

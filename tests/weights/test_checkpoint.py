@@ -14,11 +14,10 @@ from arkv.errors import CheckpointError
 from arkv.weights.checkpoint import (
     WeightSlot,
     load_weights_,
-    read_config,
     read_weights_,
     tensor_names,
-    weight_files,
 )
+from arkv.weights.files import read_config, weight_files
 
 
 class Net(nn.Module):

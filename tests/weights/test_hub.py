@@ -16,9 +16,12 @@ from safetensors.torch import save_file
 
 from arkv import ArkvError, Decoder, load_model, load_policy, registry
 from arkv.errors import CheckpointError, UnknownNameError
-from arkv.models import janus, llamagen
-from arkv.models.janus import JanusPro, JanusVariant
-from arkv.models.llamagen import Classes, LlamaGen, LlamaGenVariant
+from arkv.models import janus
+from arkv.models.janus import JanusPro
+from arkv.models.janus_checkpoint import JanusVariant
+from arkv.models.llamagen import LlamaGen
+from arkv.models.llamagen_checkpoint import CLASSES_REPOSITORY, Classes, LlamaGenVariant
+from arkv.models.pretrained import CHOICES
 from arkv.models.scenes.adapter import Scenes
 from arkv.models.transformer import TransformerConfig
 from arkv.models.vq import VQConfig
@@ -211,7 +214,7 @@ def test_only_the_files_that_are_needed_are_asked_for(
         return str(tmp_path)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
-    got = fetch("some/model", *janus.CHOICES, revision="r", token="t")
+    got = fetch("some/model", *CHOICES, revision="r", token="t")
     assert got == tmp_path
     assert [repository for repository, _ in asked] == ["some/model"] * 2, "safetensors first"
     assert all(options["revision"] == "r" and options["token"] == "t" for _, options in asked)
@@ -219,7 +222,7 @@ def test_only_the_files_that_are_needed_are_asked_for(
     write_narrow(tmp_path)
     load_model("narrow")
     ((repository, options),) = asked
-    assert repository == llamagen.CLASSES_REPOSITORY
+    assert repository == CLASSES_REPOSITORY
     assert options["allow_patterns"] == ["c2i_N_64.pt", "vq_ds16_c2i.pt"]
 
 
@@ -233,7 +236,7 @@ def test_a_repository_is_recognised_by_its_configuration(
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
     (tmp_path / "config.json").write_text('{"model_type": "janus"}')
-    monkeypatch.setattr(janus, "_described", lambda *_: Talk.variant)
+    monkeypatch.setattr(janus, "read_variant", lambda *_: (Talk.variant, "transformers"))
     read: list[Any] = []
 
     def from_pretrained(cls: type[Talk], source: str, **_: Any) -> torch.nn.Module:
@@ -249,7 +252,7 @@ def test_a_repository_is_recognised_by_its_configuration(
 
 
 def test_safetensors_are_preferred(tmp_path: Path) -> None:
-    from arkv.weights.checkpoint import weight_files
+    from arkv.weights.files import weight_files
 
     torch.save({}, tmp_path / "pytorch_model.bin")
     save_file({"x": torch.ones(1)}, tmp_path / "model.safetensors")

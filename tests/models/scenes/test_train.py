@@ -13,7 +13,7 @@ from arkv.models.scenes.adapter import Scenes
 from arkv.models.scenes.codebook import Codebook
 from arkv.models.scenes.drawing import Scene, SceneObject, draw
 from arkv.models.transformer import TransformerConfig
-from arkv.weights.checkpoint import read_config
+from arkv.weights.files import read_config
 
 TINY = TransformerConfig(layers=2, width=32, heads=2, kv_heads=1, head_dim=8, hidden=32)
 

@@ -1,0 +1,138 @@
+"""How the published families come by their weights: one door for every part of every model.
+
+A family says which files there are, what its configuration means and where each tensor goes. Everything
+else is the same for all: an empty model, strict loading, the tokenizer without what it was last used for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+from torch import nn
+
+from arkv.errors import CheckpointError
+from arkv.machine.memory import allocated
+from arkv.weights.checkpoint import WeightSlot, load_weights_
+from arkv.weights.files import check_content, is_file
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
+
+CONFIG_FILE, TOKENIZER_FILE = "config.json", "tokenizer.json"
+
+DESCRIBED = (CONFIG_FILE, TOKENIZER_FILE)
+CHOICES = ((*DESCRIBED, "model*.safetensors*"), (*DESCRIBED, "pytorch_model*.bin*"))
+"""What is downloaded of a repository in the layout of transformers: safetensors where there are any."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some tensors of a model and the files that they are in.
+
+    Attributes:
+        slots: where the tensors go, by their names in the files.
+        files: the parts of one checkpoint.
+        unused: patterns of names that the files may have and the model does not use.
+    """
+
+    slots: Mapping[str, WeightSlot]
+    files: Sequence[Path]
+    unused: Sequence[str] = ()
+
+
+def empty(build: Callable[[], AnyModule], dtype: torch.dtype, device: torch.device) -> AnyModule:
+    """A module in evaluation mode whose weights are yet to be read.
+
+    Args:
+        build: makes the module.
+        dtype: of its weights, but for those that keep their own.
+        device: where to put them; the meta device has shapes only.
+
+    Raises:
+        MemoryLimitError: the device has not as much memory free.
+    """
+    with torch.device("meta"):  # nothing is drawn at random only to be overwritten
+        module = build().to(dtype)
+    return allocated(module, device).eval()
+
+
+def load(
+    build: Callable[[], AnyModule],
+    dtype: torch.dtype,
+    device: torch.device | str,
+    parts: Callable[[AnyModule], Iterable[Part]],
+) -> AnyModule:
+    """A module in evaluation mode with every one of its weights read from a file.
+
+    Args:
+        build: makes the module.
+        dtype: of its weights, but for those that keep their own.
+        device: where to put them. For the meta device no weight is read.
+        parts: the checkpoints of the module's parts, which together have all of its weights.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or a tensor is missing, unexpected or misshapen.
+        MemoryLimitError: the device has not as much memory free.
+    """
+    device = torch.device(device)
+    module = empty(build, dtype, device)
+    if device.type == "meta":
+        return module
+    filled: dict[int, int] = {}
+    for part in parts(module):
+        load_weights_(part.slots, part.files, part.unused)
+        for slot in part.slots.values():
+            storage = slot.target.untyped_storage().data_ptr()
+            filled[storage] = filled.get(storage, 0) + slot.target.numel()
+    for name, weight in module.named_parameters():
+        if filled.get(weight.untyped_storage().data_ptr(), 0) < weight.numel():
+            raise AssertionError(f"{type(module).__name__} reads no file into its weight {name}")
+    return module
+
+
+def place_of(source: str | Path | None, repository: str | None, example: str) -> str | Path:
+    """Where a checkpoint is: the place that was given, else the repository of the only variant.
+
+    Raises:
+        CheckpointError: there is neither.
+    """
+    if source is not None:
+        return source
+    if repository is None:
+        raise CheckpointError(f"no checkpoint is named: give {example}")
+    return repository
+
+
+def read_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer in a file, or in the folder at a path, as if it had never been used.
+
+    A file carries the padding, truncation and dropout of whoever saved it last. None of it is the model's.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+    """
+    from tokenizers import Tokenizer
+
+    path = path if is_file(path) else path / TOKENIZER_FILE
+    if not is_file(path):
+        raise CheckpointError(
+            f"{path.parent} has no {path.name}: copy it from the repository that the weights are from"
+        )
+    check_content(path)
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare ones
+        raise CheckpointError(
+            f"{path} is damaged or not a tokenizer: {' '.join(str(error).split())}"
+        ) from None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    if getattr(tokenizer.model, "dropout", None) is not None:
+        tokenizer.model.dropout = None
+    return tokenizer
