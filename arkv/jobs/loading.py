@@ -6,7 +6,6 @@ that does not take one of them says so.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from arkv.errors import ArkvError, CheckpointError, UnknownNameError
@@ -53,11 +52,13 @@ class ShapeOptions:
             ArkvError: as `arkv.load_model`.
         """
         from arkv.registry import load_model, names
+        from arkv.weights.files import exists, place
         from arkv.weights.hub import is_hub_id
 
         options, name = self._given(), self.model
         known = [entry.name for entry in names("model")]
-        if name not in known and not is_hub_id(name) and not Path(name).exists():
+        is_there = name in known or exists(place(name))
+        if not is_there and not is_hub_id(name):
             raise UnknownNameError("model", name, known, "and there is no such file or folder")
         if name not in known and "source" in options:
             raise ArkvError(
@@ -65,11 +66,11 @@ class ShapeOptions:
             )
         if getattr(self, "random_weights", False):
             options["random_weights"] = True
-        place = getattr(self, "device", "meta") if device is None else device
+        target = getattr(self, "device", "meta") if device is None else device
         try:
-            return load_model(name, dtype=getattr(self, "dtype", None), device=place, **options)
+            return load_model(name, dtype=getattr(self, "dtype", None), device=target, **options)
         except CheckpointError as error:
-            if name in known or Path(name).exists():
+            if is_there:
                 raise
             raise CheckpointError(
                 f"no model is called {name!r}, there is no such file or folder, and as a repository: {error}"
