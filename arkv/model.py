@@ -244,5 +244,5 @@ def check_model(model: object) -> None:
     elif isinstance(model, type) and issubclass(model, Model):
         advice = "give an instance, from load_model or from_pretrained"
     else:
-        advice = "expected an arkv.Model, from load_model"
-    raise ArkvError(f"the model is {type(model).__name__} {str(model)[:40]!r}: {advice}")
+        advice = "it comes from load_model"
+    raise ArkvError(f"model is a {type(model).__name__}: give an arkv.Model itself; {advice}")

@@ -370,8 +370,8 @@ def test_what_leads_to_a_model_is_not_taken_for_one(families: dict[str, Any]) ->
         (Path("models/x"), "load it first"),
         (nn.DataParallel(model), "the model that is wrapped in it"),
         (JanusPro, "an instance"),
-        (nn.Linear(2, 2), "expected an arkv.Model"),
-        (None, "expected an arkv.Model"),
+        (nn.Linear(2, 2), "give an arkv.Model itself"),
+        (None, "give an arkv.Model itself"),
     ]
     for given, said in wrong:
         assert said in refusal(lambda given=given: Decoder(given, policy), ArkvError)
