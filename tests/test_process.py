@@ -335,9 +335,11 @@ def test_numbers_of_numpy_and_torch_are_numbers() -> None:
         assert torch.equal(got.tokens, expected)
 
 
-@pytest.mark.parametrize("prompts", [iter(PROMPTS), (p for p in PROMPTS), tuple(PROMPTS)], ids=repr)
-def test_prompts_may_come_one_by_one(prompts: Any) -> None:
-    assert torch.equal(decoder().generate(prompts).tokens, decoder().generate(PROMPTS).tokens)
+@pytest.mark.parametrize(
+    "collection", [iter, lambda prompts: (p for p in prompts), tuple], ids=["iterator", "generator", "tuple"]
+)
+def test_prompts_may_come_one_by_one(collection: Any) -> None:
+    assert torch.equal(decoder().generate(collection(PROMPTS)).tokens, decoder().generate(PROMPTS).tokens)
 
 
 @pytest.mark.parametrize("prompts", [b"a cat", {"a": 1}, 3.5, torch.tensor(3), numpy.array(3)], ids=repr)
