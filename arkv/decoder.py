@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from arkv.attention.quantization import KvDtype, storage_dtype
 from arkv.decoding.arguments import check_batch_size as check_batch_size
-from arkv.decoding.arguments import forced_tokens, plain, prompt_list, seed_list
+from arkv.decoding.arguments import check_window, forced_tokens, prompt_list, seed_list
 from arkv.decoding.compiling import Compile, check_mode
 from arkv.decoding.isolation import Turns, isolated
 from arkv.decoding.loop import Loop
@@ -31,6 +31,7 @@ from arkv.registry import load_policy
 from arkv.result import ForcedLogits as ForcedLogits
 from arkv.result import Result as Result
 from arkv.result import Statistics as Statistics
+from arkv.scalars import plain
 from arkv.store import Store
 
 LONGEST_PROMPTS = 8
@@ -124,6 +125,7 @@ class Decoder:
         top_p: float | None = None,
         guided_tokens: int | None = None,
         batch_size: int | Literal["auto"] | None = None,
+        window: int = 1,
         progress: bool = False,
         pixels: bool = True,
         on_line: OnLine | None = None,
@@ -146,6 +148,8 @@ class Decoder:
             batch_size: pictures decoded at a time; None for all at once, "auto" for as many as the free
                 memory has room for by `arkv.estimate`. Compiled, a smaller batch is filled up to it: another
                 size would be compiled anew.
+            window: the most tokens of a picture that a forward pass takes. It changes none of them, and saves
+                passes where they mostly read weights, with one picture or a few (see the guide on windows).
             progress: show a bar.
             pixels: whether to turn the tokens into pictures, which `images` can do later and elsewhere.
             on_line: called after each line with the range of prompts in this batch, the index of the line
@@ -162,10 +166,10 @@ class Decoder:
         prompts = prompt_list(prompts)
         seeds = seed_list(seeds, seed, len(prompts))
         sampling = self._sampling(guidance, temperature, top_k, top_p, guided_tokens)
-        batch_size = check_batch_size(batch_size)
+        batch_size, window = check_batch_size(batch_size), check_window(window)
         total, line_length = self.model.spec.grid.tokens, self.model.spec.grid.line
         done: list[Tensor] = []
-        seconds, bytes_held, bytes_full, goes_on = 0.0, 0, 0, True
+        seconds, passes, bytes_held, bytes_full, goes_on = 0.0, 0, 0, 0, True
         with ExitStack() as stack:
             stack.enter_context(self._turn())
             stack.enter_context(isolated(self.model.device))
@@ -188,7 +192,7 @@ class Decoder:
                     estimated = estimate(self.model, self.policy, len(rows), sampling.guided, length)
                     bytes_held, bytes_full = loop.store.kv_bytes, estimated.full_kv
                 keys, drawn = seed_keys([seeds[i] for i in rows]), loop.tokens[: len(batch)]
-                for line in loop.sample_(condition, keys, sampling):
+                for line in loop.sample_(condition, keys, sampling, window):
                     bar.update(line_length * len(batch))
                     if on_line is not None:
                         with torch.inference_mode(False):  # what the caller does is the caller's
@@ -200,12 +204,14 @@ class Decoder:
                     break
                 with torch.inference_mode(False):
                     done.append(drawn.clone().cpu())
+                passes += 1 + loop.passes  # the prefill draws the first token
                 del loop, drawn  # a store of another shape must not be allocated beside this one
         tokens = torch.cat(done) if done else torch.zeros(0, total, dtype=torch.long)
         stats = Statistics(
             pictures=len(tokens),
             tokens=tokens.numel(),
             steps=len(done) * total,
+            passes=passes,
             seconds=seconds,
             kv_bytes=bytes_held,
             full_kv_bytes=bytes_full,

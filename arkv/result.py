@@ -27,11 +27,12 @@ class Statistics:
     Attributes:
         pictures: pictures made.
         tokens: visual tokens sampled, all pictures together.
-        steps: sequential decoding steps, all batches together.
+        steps: tokens of a picture, one after the other, all batches together.
         seconds: wall time of conditioning, prefill and decoding, and of compiling what had to be compiled;
             drawing the pixels at the end is not in it.
         kv_bytes: keys and values allocated for the largest batch.
         full_kv_bytes: what the full cache would have taken for it.
+        passes: forward passes, all batches together: one a step, or fewer with a window.
     """
 
     pictures: int
@@ -40,17 +41,24 @@ class Statistics:
     seconds: float
     kv_bytes: int
     full_kv_bytes: int
+    passes: int
 
     @property
     def tokens_per_second(self) -> float:
         """Visual tokens a second, guidance rows not counted twice."""
         return self.tokens / self.seconds
 
+    @property
+    def tokens_per_pass(self) -> float:
+        """Tokens of a picture that a forward pass brought on average; 1 without a window."""
+        return self.steps / max(1, self.passes)
+
     def __str__(self) -> str:
         share = self.kv_bytes / max(1, self.full_kv_bytes)
+        taken = "" if self.passes == self.steps else f"{self.passes} passes and "
         pictures = "1 picture" if self.pictures == 1 else f"{self.pictures} pictures"
         return (
-            f"{pictures}, {self.steps} steps in {self.seconds:.2f} s, "
+            f"{pictures}, {self.steps} steps in {taken}{self.seconds:.2f} s, "
             f"{self.tokens_per_second:,.0f} tokens/s, KV {format_bytes(self.kv_bytes)} "
             f"({share:.0%} of the full cache's {format_bytes(self.full_kv_bytes)})"
         )

@@ -323,6 +323,7 @@ def total(parts: Sequence[Statistics]) -> Statistics:
         seconds=sum(part.seconds for part in parts),
         kv_bytes=max(part.kv_bytes for part in parts),
         full_kv_bytes=max(part.full_kv_bytes for part in parts),
+        passes=sum(part.passes for part in parts),
     )
 
 

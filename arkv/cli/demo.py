@@ -70,6 +70,13 @@ def run(given: DemoOptions, typed: str) -> None:
     ]
     header = ("policy", "tokens/s", "speed", "KV a picture", "share", "right, shown", "right, all")
     print_table(header, rows, right=range(1, len(header)))
+    windowed = demo.run_windowed(model, seed=given.seed, guidance=given.guidance)
+    alone, several = windowed.alone, windowed.several
+    print(
+        f"one picture: {alone.passes} passes in {alone.seconds:.1f} s; with a window of {demo.WINDOW} tokens "
+        f"{several.passes} passes in {several.seconds:.1f} s, "
+        f"{'token for token the same' if windowed.same else 'with other tokens, by rounding'}"
+    )
     print(f"{out}: the {shown} shown pictures of each, {len(prompts)} judged")
 
 

@@ -50,6 +50,11 @@ class GenerateOptions(ListOptions, Recipe, QuietOption):
         help="pictures decoded at a time, or auto for as many as there is free memory for (default: all; "
         "with --prompts-file: 16)",
     )
+    window: Positive = option(
+        default=1,
+        metavar="TOKENS",
+        help="with --prompt: most tokens of a forward pass; the same pictures in fewer passes",
+    )
 
     def __post_init__(self) -> None:
         if self.prompts and self.prompts_file is not None:
@@ -80,6 +85,7 @@ def run(given: GenerateOptions, typed: str) -> int | None:
         prompts,
         seeds=seeds,
         batch_size=given.batch_size,
+        window=given.window,
         progress=not given.quiet,
         **recipe.sampling(decoder.model),
     )

@@ -11,13 +11,7 @@ import torch
 from torch import Tensor
 
 from arkv.errors import ArkvError
-
-
-def plain(value: Any) -> Any:
-    """A number of numpy or torch as one of Python; anything else as it is."""
-    if isinstance(value, numpy.generic) or (isinstance(value, Tensor) and value.ndim == 0):
-        return value.item()
-    return value
+from arkv.scalars import plain
 
 
 def prompt_list(prompts: Any) -> list[Any]:
@@ -75,6 +69,14 @@ def check_batch_size(size: Any) -> Any:
     if not whole and size not in ("auto", None):
         raise ArkvError(f"batch_size is {size!r}: expected a whole number, at least 1, or 'auto'")
     return size
+
+
+def check_window(window: Any) -> int:
+    """A number of tokens, or an `ArkvError`."""
+    window = plain(window)
+    if not isinstance(window, int) or isinstance(window, bool) or window < 1:
+        raise ArkvError(f"window is {window!r}: expected a whole number of tokens, at least 1")
+    return window
 
 
 def forced_tokens(tokens: Any, pictures: int, total: int, vocabulary: int) -> Tensor:

@@ -22,6 +22,7 @@ from arkv.decoding.compiling import Compile
 from arkv.decoding.graphs import Look, Replayed, on_device
 from arkv.decoding.sampling import Sampling
 from arkv.decoding.step import Step
+from arkv.decoding.window import Window, widest_window
 from arkv.errors import NumericalError
 from arkv.model import Condition, Model
 from arkv.policy import CachePolicy
@@ -45,7 +46,8 @@ class Loop:
     Attributes:
         store: where keys and values lie.
         shape: rows, condition tokens, guidance, dtype and device that the loop was made for.
-        tokens: int64 `[pictures, N]`, what `sample_` has drawn so far.
+        tokens: int64 `[pictures, N]`, what `sample_` has drawn so far; behind that, what it guesses.
+        passes: forward passes of the newest batch, the prefill not counted.
     """
 
     def __init__(
@@ -91,14 +93,20 @@ class Loop:
         self._given: dict[int, Tensor] = {}
         self._guided_steps = spec.grid.tokens
         self._unguided: Loop | None = None
+        self._windows: dict[int, Window] = {}
+        self._widest = widest_window(policy, self.store)
+        self.passes = 0
 
-    def sample_(self, condition: Condition, keys: Tensor, sampling: Sampling) -> Iterator[int]:
+    def sample_(
+        self, condition: Condition, keys: Tensor, sampling: Sampling, window: int = 1
+    ) -> Iterator[int]:
         """Decode a batch of pictures into `tokens`.
 
         Args:
             condition: of all rows.
             keys: int32 `[pictures, 2]`, from `arkv.decoding.noise.seed_keys`: what tokens are drawn by.
             sampling: how; guided exactly if the loop is.
+            window: the most tokens of a picture that a pass takes; it changes none of them.
 
         Yields:
             The index of each line when it is in the cache and its numbers are checked: as soon as it is
@@ -115,13 +123,15 @@ class Loop:
         with on_device(self.model.device):
             buffers.draw_by_(keys, sampling)
             self._step.draw_(first_logits, buffers, buffers.places[0], sampling.guides(0), sampling.frozen)
+            self.tokens[:, 1:] = self.tokens[:, :1]  # the first guesses
+        self.passes = 0
         looks: deque[Look] = deque()
         for line in range(grid.rows + self._ahead):
             if line < grid.rows:
                 # The last token of the picture enters no cache.
                 stop = min((line + 1) * grid.line, grid.tokens - 1)
                 for part in split(line * grid.line, stop, self._guided_steps):
-                    self._loop_at(part.start)._line_(part, sampling)
+                    self.passes += self._loop_at(part.start)._line_(part, sampling, window)
                 looks.append(Look(buffers.first_bad))
             if line >= self._ahead:
                 self._check(looks.popleft().read())
@@ -155,8 +165,21 @@ class Loop:
             check_selection(self.policy, store, self.policy.select(store, first))
         return logits
 
-    def _line_(self, steps: range, sampling: Sampling) -> None:
-        """One line, or a part of it: feed its tokens one after the other, and draw the one after each."""
+    def _line_(self, steps: range, sampling: Sampling, window: int) -> int:
+        """One line, or a part of it, one token a pass or several; how many passes it took."""
+        width = min(window, self._widest)
+        if width == 1:
+            self._tokens_(steps, sampling)
+            return len(steps)
+        if width not in self._windows:
+            self._windows[width] = Window(
+                self.model, self.policy, self.store, self._buffers, self._compile, width
+            )
+        with on_device(self.model.device):
+            return self._windows[width](steps, sampling)
+
+    def _tokens_(self, steps: range, sampling: Sampling) -> None:
+        """Feed tokens one after the other, and draw the one after each."""
         buffers, period, frozen = self._buffers, self.store.plan.period, sampling.frozen
 
         def run() -> None:

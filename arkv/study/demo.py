@@ -39,6 +39,10 @@ JUDGED = 32
 """Further prompts that are judged and not shown: eight pictures are too few to tell policies apart."""
 
 
+WINDOW = 16
+"""Tokens a pass of the picture that is drawn with a window."""
+
+
 @dataclass(frozen=True)
 class Contender:
     """A policy of the demo.
@@ -130,6 +134,40 @@ def run_trial(
         for prompt, image in zip(prompts, result.images, strict=True)
     ]
     return Trial(contender, result.images, verdicts, result.stats)
+
+
+@dataclass(frozen=True)
+class Windowed:
+    """One picture, drawn one token a pass and again several.
+
+    Attributes:
+        alone: of the first.
+        several: of the second.
+        same: whether all tokens are.
+    """
+
+    alone: Statistics
+    several: Statistics
+    same: bool
+
+
+def run_windowed(model: Model, *, seed: int = 0, guidance: float | None = None) -> Windowed:
+    """Draw the first prompt with the full cache, eagerly, with and without a window of `WINDOW` tokens.
+
+    Args:
+        model: what draws.
+        seed: of the picture.
+        guidance: scale of classifier-free guidance; None for the model's own.
+
+    Raises:
+        ArkvError: as `Decoder.generate`.
+    """
+    decoder = Decoder(model, load_policy("full"))
+    alone, several = (
+        decoder.generate(PROMPTS[:1], seed=seed, guidance=guidance, window=window, pixels=False)
+        for window in (1, WINDOW)
+    )
+    return Windowed(alone.stats, several.stats, torch.equal(alone.tokens, several.tokens))
 
 
 def draw_sheet(trials: Sequence[Trial], prompts: Sequence[str] = PROMPTS) -> Image.Image:

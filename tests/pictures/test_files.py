@@ -59,7 +59,7 @@ def test_what_was_planted_where_a_file_is_made_is_not_written_to(tmp_path: Path)
 
 def test_a_result_is_saved_whole_and_replaces_nothing(tmp_path: Path) -> None:
     images = [Image.new("RGB", (2, 2), (value, 0, 0)) for value in range(2)]
-    result = Result(images, torch.zeros(2, 4, dtype=torch.long), Statistics(2, 8, 4, 1.0, 1, 1))
+    result = Result(images, torch.zeros(2, 4, dtype=torch.long), Statistics(2, 8, 4, 1.0, 1, 1, 4))
     paths = result.save(tmp_path / "new" / "folder")
     assert [Image.open(path).tobytes() for path in paths] == [image.tobytes() for image in images]
     paths[0].unlink()

@@ -23,7 +23,8 @@ from arkv.pictures.sheet import (
     text_width,
     wrap,
 )
-from arkv.study.demo import CONTENDERS, PROMPTS, Trial, demo_prompts, draw_sheet
+from arkv.registry import load_model
+from arkv.study.demo import CONTENDERS, PROMPTS, Trial, demo_prompts, draw_sheet, run_windowed
 
 
 def checkers(side: int) -> Image.Image:
@@ -36,7 +37,7 @@ def has_color(image: Image.Image, color: tuple[int, int, int]) -> bool:
 
 
 def trial(verdict: bool | None, index: int = 0, pictures: int = 4) -> Trial:
-    stats = Statistics(pictures, pictures * 576, 576, 2.0, pictures * 1_610_000, pictures * 7_210_000)
+    stats = Statistics(pictures, pictures * 576, 576, 2.0, pictures * 1_610_000, pictures * 7_210_000, 576)
     return Trial(CONTENDERS[index], [checkers(48)] * pictures, [verdict] * pictures, stats)
 
 
@@ -117,3 +118,9 @@ def test_captions_are_broken_at_words_and_cut_when_too_long() -> None:
 )
 def test_many_pictures_are_spread_over_rows(count: int, shape: list[int]) -> None:
     assert [len(row.cells) for row in in_rows([Cell(checkers(48))] * count)] == shape
+
+
+def test_the_demo_shows_that_a_window_saves_passes() -> None:
+    windowed = run_windowed(load_model("scenes"))
+    assert windowed.same
+    assert windowed.alone.passes > 4 * windowed.several.passes
