@@ -114,9 +114,10 @@ def run(given: BenchOptions, typed: str) -> None:
     models = _preset_models(given) if given.preset else [given.model]
     journal, bandwidth, facts = None, None, dict[str, Any]()
     for name in models:
-        asked = dataclasses.replace(given, model=name)
+        # Without the memory: it would be read as gigabytes once more.
+        asked = dataclasses.replace(given, model=name, memory=None)
         model = asked.load_model()
-        wanted = _wanted(asked, model)
+        wanted = _wanted(asked, model, given.memory)
         if not facts:
             facts = describe_machine(model.device)
             facts["command"] = typed
@@ -172,7 +173,7 @@ def _preset_models(given: BenchOptions) -> list[str]:
     return models
 
 
-def _wanted(given: BenchOptions, model: Model) -> list[Configuration]:
+def _wanted(given: BenchOptions, model: Model, memories: Sequence[int] | None) -> list[Configuration]:
     """What is measured with a model."""
     from arkv.speed.bench import Configuration, at_equal_memory, configurations
     from arkv.speed.published import PRESETS
@@ -186,12 +187,12 @@ def _wanted(given: BenchOptions, model: Model) -> list[Configuration]:
         texts = {row.policy: row.policy + profile * row.policy.startswith("ssd") for row in table}
         sizes = given.batch_sizes or list(dict.fromkeys(row.batch_size for row in table))
         wanted = [Configuration(text, size) for size in sizes for text in texts.values()]
-    if given.memory is None:
+    if memories is None:
         return wanted
     policies = list(dict.fromkeys(one.policy for one in wanted))
     return [
         one
-        for memory in given.memory
+        for memory in memories
         for one in at_equal_memory(model, policies, memory, given.guidance, given.seed, given.kv_dtype)
     ]
 

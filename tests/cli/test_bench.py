@@ -93,5 +93,5 @@ def test_bench_leaves_out_a_baseline_that_there_is_not(
     flags = ["--policies", "window,transformers-dynamic", "--memory", "0.005", "--tokens", "2"]
     *_, row, note = arkv_says(capsys, "bench", *flags, "--repeats", "1", "--quiet").splitlines()
     assert row.startswith("window:ratio=1/6")
-    assert int(row.split()[1]) > 1
+    assert 1 < int(row.split()[1]) < 1000  # gigabytes are turned into bytes once
     assert "is left out: transformers has no scenes" in note

@@ -65,7 +65,7 @@ DRY = {
     "device": "cpu",
     "compile": "none",
     "few": "--small",
-    "memory": "0.02,0.03",
+    "memory": "0.016,0.02",
     "batch": "2",
     "large": "2",
     "small": "1",
