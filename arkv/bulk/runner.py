@@ -24,7 +24,7 @@ from arkv.bulk.lock import InUse
 from arkv.bulk.log import EventLog
 from arkv.bulk.overlap import draw_into
 from arkv.bulk.prepared import Prepared, check_prompts, prepare
-from arkv.bulk.verification import verify
+from arkv.bulk.verification import tell_differing, verify
 from arkv.decoder import Decoder, Statistics, check_batch_size
 from arkv.errors import ArkvError, Terminated, warn
 from arkv.jobs.job import check_number
@@ -285,13 +285,6 @@ def _supervised(
             "was that on another machine, or with another library?"
         )
     return summary
-
-
-def tell_differing(folder: Folder, events: EventLog) -> None:
-    """Log the files that were drawn again and are others than they were, each once."""
-    while folder.logged < len(folder.differing):
-        events.write("differs", file=folder.differing[folder.logged])
-        folder.logged += 1
 
 
 @contextmanager

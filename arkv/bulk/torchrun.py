@@ -144,7 +144,7 @@ def main() -> int:
     from arkv.bulk.log import EventLog
     from arkv.bulk.overlap import draw_into
     from arkv.bulk.prepared import prepare
-    from arkv.bulk.runner import tell_differing
+    from arkv.bulk.verification import tell_differing
 
     events = EventLog(None, rank + 1)
     try:

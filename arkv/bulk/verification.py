@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from arkv.bulk.earlier import read
 from arkv.bulk.folder import WEIGHTS, Folder
+from arkv.bulk.log import EventLog
 from arkv.errors import ArkvError
 from arkv.pictures.files import delete, hash_of, in_threads, told
 
@@ -149,3 +150,10 @@ def _batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
     items = iter(items)
     while some := list(itertools.islice(items, size)):
         yield some
+
+
+def tell_differing(folder: Folder, events: EventLog) -> None:
+    """Log the files that were drawn again and are others than they were, each once."""
+    while folder.logged < len(folder.differing):
+        events.write("differs", file=folder.differing[folder.logged])
+        folder.logged += 1
