@@ -281,7 +281,7 @@ def test_one_number_ranks_as_two_sorts_do(pool: tuple[Store, Tensor], room: int,
     chosen = torch.randint(len(strange), store.position.shape, generator=torch.Generator().manual_seed(seed))
     worth = strange[chosen]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("arkv.policy.LOW", room)
+        patch.setattr("arkv.ranking.LOW", room)
         got = ranking(store, worth)
         least = ranking(store, worth, 3)
     by_head = store.head.expand(worth.shape).argsort(dim=-1, stable=True)

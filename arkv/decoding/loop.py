@@ -210,6 +210,7 @@ class Loop:
             float32 `[rows, vocabulary]`, logits of the token at `position + 1`.
         """
         buffers = self._buffers
+        tokens = tokens.contiguous()  # another layout would be compiled anew
         self._given[position] = tokens
         with on_device(self.model.device):
             buffers.step.fill_(position)

@@ -398,7 +398,8 @@ def test_workers_end_with_their_driver_and_a_resumed_run_ends_well(
     assert gone_within(10, lambda: not list(workers_of(tmp_path)))
     drawn = len(list(out.glob("*.png")))
     assert drawn < 34
-    assert f"{drawn} of 34 pictures" in str(status(out))
+    # The last one may have been written without its row.
+    assert status(out).done in (drawn - 1, drawn)
     subprocess.run([*command, "--resume"], check=True)
     assert pictures(out) == whole
     assert rows(out) == rows(tmp_path / "undisturbed")

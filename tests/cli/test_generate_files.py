@@ -402,7 +402,7 @@ def test_classes_become_an_archive_that_shows_all_of_them_in_every_part(
     run = command(listed, out, "--layout", "npz", "--samples", 4)
     assert main(run) == 0
     rows = lines_of(out)[1:]
-    assert [row["prompt"] for row in rows] == [0, 5, 3] * 4
+    assert [row["prompt"] for row in rows] == ["0", "5", "3"] * 4
     pictures = numpy.load(out / "samples.npz")["arr_0"]
     assert pictures.shape == (12, 12, 12, 3)
     for row, found in zip(rows, pictures, strict=True):
@@ -416,16 +416,14 @@ def test_classes_become_an_archive_that_shows_all_of_them_in_every_part(
 def test_a_short_last_batch_has_the_shape_of_the_others_when_compiled(
     model: Letters, listed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shapes, generate = [], Decoder.generate
+    shapes, loop_for = [], Decoder._loop_for
 
-    def noted(self: Decoder, prompts: Any, **named: Any) -> Any:
-        shapes.append(len(prompts))
-        self.compile = "none"
-        result = generate(self, prompts, **named)
-        self.compile = "inductor"
-        return result
+    def noted(self: Decoder, condition: Any, pictures: int, guided: bool) -> Any:
+        shapes.append(pictures)
+        return loop_for(self, condition, pictures, guided)
 
-    monkeypatch.setattr(Decoder, "generate", noted)
+    monkeypatch.setattr(Decoder, "_loop_for", noted)
+    monkeypatch.setattr("arkv.decoding.step.compiled", lambda function, mode: function)
     assert main(command(listed, tmp_path / "out", "--compile", "inductor")) == 0
     assert shapes == [3, 3, 3, 3]
     assert len(lines_of(tmp_path / "out")) == 1 + 10

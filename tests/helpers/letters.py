@@ -33,8 +33,8 @@ class Letters(Tiny):
 
 
 def words(prompt: Any) -> Prompt:
-    if isinstance(prompt, int):
-        return (prompt,)
+    if str(prompt).isdecimal():
+        return (int(prompt),)
     if not all(word.islower() and len(word) == 1 for word in prompt.split()):
         raise PromptError(f"the prompt is {prompt!r}: expected letters")
     return tuple(ord(word) % 8 for word in prompt.split())
