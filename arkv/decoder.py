@@ -58,7 +58,7 @@ class Decoder:
 
     A decoder is what its constructor said: `model`, `policy`, `plan`, `compile` and `kv_dtype` can be read
     and not set. The model is put into evaluation mode. Threads that use one decoder wait for each other; a
-    copy, by `copy` or `pickle`, and a decoder in a forked process have a cache of their own.
+    copy, one that was sent to another process, and a decoder in a forked process have a cache of their own.
 
     Raises:
         BudgetError: the policy's parameters do not fit the model's grid.

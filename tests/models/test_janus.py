@@ -5,12 +5,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from janus_files import VARIANT, WIDER, make_tokenizer, published_config, write_janus
+from packaging.version import Version
 from safetensors.torch import load_file, save_file
 from tiny import POLICIES, build
 from torch import Tensor
@@ -414,6 +416,10 @@ def test_transformers_agrees_under_forced_tokens(beside_transformers: tuple[Any,
     assert deviation(forced.guided, uncond + 5 * (cond - uncond)) < 9e-4
 
 
+@pytest.mark.skipif(
+    Version(version("transformers")) < Version("5.18"),
+    reason="transformers' own Janus cannot generate in 5.0 and 5.17; it does in 5.23",
+)
 def test_transformers_generates_the_same_pictures(beside_transformers: tuple[Any, JanusPro]) -> None:
     reference, model = beside_transformers
     ids, mask = inputs(model, TEXTS)
