@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import faked_cuda
+import profiles
 import torch
 
 CODES: list[str] = []
@@ -35,7 +36,6 @@ from arkv import Model, load_policy  # noqa: E402
 from arkv.attention import operators  # noqa: E402
 from arkv.decoding import loop as loop_module  # noqa: E402
 from arkv.decoding.loop import Loop  # noqa: E402
-from arkv.head_profile import HeadProfile  # noqa: E402
 from arkv.model import Condition  # noqa: E402
 from arkv.models.janus import JANUS_PRO_1B, JanusPro  # noqa: E402
 from arkv.models.llamagen import VARIANTS as LLAMAGEN  # noqa: E402
@@ -85,7 +85,7 @@ def profile_of(model: Model, folder: Path) -> Path:
     spec = model.spec
     shares = tuple(tuple((head % 2) / 1.0 for head in range(spec.kv_heads)) for _ in range(spec.layers))
     path = folder / "heads.json"
-    HeadProfile(spec.name, shares, 3, 1, 1.0, "", {}).save(path)
+    profiles.profile_of(spec, shares).save(path)
     return path
 
 
