@@ -55,9 +55,9 @@ bench: $(VENV)/.stamp-base ## Print tokens/s and KV bytes by policy and batch on
 gpu: ## Measure on this machine's GPU and write docs/results/gpu.md; STEP=3 for one step; installs nothing
 	$(PYTHON) docs/results/gpu $(if $(STEP),--step $(STEP)) $(ARGS)
 
-gpu-dry: $(VENV)/.stamp-test ## Run all that `make gpu` runs, on the CPU with tiny models
+gpu-dry: $(VENV)/.stamp-test ## Run all that `make gpu` runs, on the CPU with tiny models; STEP=3 for one step
 	rm -rf runs/gpu-dry
-	$(BIN)/python docs/results/gpu --dry $(ARGS)
+	$(BIN)/python docs/results/gpu --dry $(if $(STEP),--step $(STEP)) $(ARGS)
 
 clean: ## Remove what builds and checks leave; .venv stays
 	rm -rf build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

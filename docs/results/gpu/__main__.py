@@ -2,8 +2,8 @@
 
 python docs/results/gpu [--step N] [--out runs/gpu] [--dry]
 
-Parts that are done are not done again: a run that was cut goes on where it was. Nothing is installed; where
-arkv is not, it is linked together under the output folder. `--dry` does all on a CPU, with tiny models.
+Parts that are done are not done again: a run that was cut goes on where it was. Nothing is installed: this
+tree's arkv is linked together under the output folder. `--dry` does all on a CPU, with tiny models.
 """
 
 from __future__ import annotations
@@ -15,24 +15,20 @@ import shlex
 import subprocess
 import sys
 import time
-from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 
-from layout import ROOT, lay_out
+from layout import ROOT, lay_out, missing
 from page import page
 from steps import DRY, GPU, LONGEST, STEPS, Part, Step
 
 HERE = Path(__file__).resolve().parent
 PAGE = ROOT / "docs/results/gpu.md"
-NEEDED = ("einops", "safetensors", "scipy", "tensordict", "tokenizers", "torch", "tqdm", "transformers")
 
 
 def main() -> int:
     asked = _parser().parse_args()
-    missing = [name for name in NEEDED if find_spec(name) is None]
-    if missing:
-        sys.exit(f"{sys.executable} has no {', '.join(missing)}: install them, or say make PYTHON=...")
+    if absent := missing():
+        sys.exit(f"{sys.executable} has no {', '.join(absent)}: install them, or say make PYTHON=...")
     if not asked.dry:
         import torch
 
@@ -40,19 +36,16 @@ def main() -> int:
             sys.exit("torch finds no GPU here: make gpu-dry does all of it on the CPU, with tiny models")
     out = (asked.out or ROOT / ("runs/gpu-dry" if asked.dry else "runs/gpu")).resolve()
     out.mkdir(parents=True, exist_ok=True)
-    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
-    if not _installed():
-        path = [str(lay_out(out / "path")), environment.get("PYTHONPATH", "")]
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, path))
+    # What is measured is this tree, whatever else is installed.
+    path = os.pathsep.join(filter(None, [str(lay_out(out / "path")), os.environ.get("PYTHONPATH")]))
+    environment = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONPATH": path}
     if asked.dry:
         environment["ARKV_GPU_TESTS"] = "dry"
-    failed = []
+    failed, target = [], out / "gpu.md" if asked.dry else PAGE
     for number, step in enumerate(STEPS, 1):
         if asked.step in (None, number):
             failed += _run_step(number, step, out, environment, asked.dry)
-    text = page(out, STEPS)
-    target = out / "gpu.md" if asked.dry else PAGE
-    target.write_text(text)
+            target.write_text(page(out, STEPS))  # at every step: the machine may be gone at the next
     print(f"written: {target}")
     if failed:
         print(f"failed: {', '.join(failed)}; their logs are in {out}")
@@ -65,14 +58,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, help="where rows and logs go (default: runs/gpu)")
     parser.add_argument("--dry", action="store_true", help="on a CPU, with tiny models")
     return parser
-
-
-def _installed() -> bool:
-    try:
-        version("arkv")
-    except PackageNotFoundError:
-        return False
-    return True
 
 
 def _run_step(number: int, step: Step, out: Path, environment: dict[str, str], dry: bool) -> list[str]:

@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import tomllib
 
 ROOT = Path(__file__).resolve().parents[3]
+
+
+def missing() -> list[str]:
+    """The distributions that arkv needs and this Python does not have."""
+    found = []
+    for requirement in _project()["dependencies"]:
+        name = re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
+        try:
+            version(name)
+        except PackageNotFoundError:
+            found.append(name)
+    return found
 
 
 def lay_out(place: Path) -> Path:
@@ -20,7 +35,7 @@ def lay_out(place: Path) -> Path:
     Returns:
         What to put on Python's path.
     """
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project = _project()
     shutil.rmtree(place, ignore_errors=True)
     package = place / "arkv"
     package.mkdir(parents=True)
@@ -39,3 +54,7 @@ def lay_out(place: Path) -> Path:
     ]
     (about / "entry_points.txt").write_text("\n".join(groups))
     return place
+
+
+def _project() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]  # type: ignore[no-any-return]

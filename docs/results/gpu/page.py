@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from steps import GPU, STEPS, Step
+from rows import read
+from steps import GPU, STEPS, Part, Step
 
 HEAD = """\
 # On a GPU
@@ -22,7 +22,7 @@ interpreter, the code that Inductor writes for CUDA by reading it, every command
 machine with a GPU, PyTorch and the other libraries, nothing has to be installed:
 
 ```bash
-make gpu PYTHON=python3          # about half an hour; what is done is not done again
+make gpu PYTHON=python3          # about three quarters of an hour; what is done is not done again
 make gpu PYTHON=python3 STEP=1   # a minute and a half: does it work at all?
 ```
 
@@ -46,8 +46,19 @@ def page(out: Path, steps: Sequence[Step]) -> str:
         for number, step in enumerate(steps, 1):
             text += f"\n## {number}. {step.question}\n"
             for part in step.parts:
-                text += "".join(f"\n{table}" for table in _tables(found[part.name]))
+                said = _end_of_log(out, part)
+                text += "".join(f"\n{table}" for table in [*said, *_tables(found[part.name])])
     return text + _asked(steps)
+
+
+def _end_of_log(out: Path, part: Part) -> list[str]:
+    """The last line that a part has printed, if it failed or has no rows to show."""
+    log, done = out / f"{part.name}.log", (out / f"{part.name}.done").exists()
+    lines = log.read_text(errors="replace").split("\n") if log.exists() else []
+    last = next((line.strip(" =") for line in reversed(lines) if line.strip(" =")), "")
+    if done:
+        return [] if part.writes else [f"`{part.name}`: {last}\n"]
+    return [f"**`{part.name}` did not end well**: {last}\n"] if log.exists() else []
 
 
 def _asked(steps: Sequence[Step]) -> str:
@@ -62,14 +73,12 @@ def _asked(steps: Sequence[Step]) -> str:
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    """Rows so far; one that was cut is left out."""
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue
-    return [row for row in rows if "run" not in row]
+    """Rows so far; of two about the same the later one counts."""
+    rows = {tuple(row.get(name) for name in TOLD_APART_BY): row for row in read(path)}
+    return [row for row in rows.values() if "run" not in row]
+
+
+TOLD_APART_BY = ("case", "kind", "name", "rows", "call")
 
 
 BENCH = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,24 @@ class Rows:
         self._path = path
         path.parent.mkdir(parents=True, exist_ok=True)
 
+    def have(self, **named: Any) -> bool:
+        """Whether there is such a row from before, and of no error."""
+        return any("error" not in row and named.items() <= row.items() for row in read(self._path))
+
     def add(self, **row: Any) -> None:
         """Write a row, and print it."""
         with self._path.open("a") as file:
             file.write(json.dumps(row) + "\n")
         print(*(f"{name}={short(value)}" for name, value in row.items()), flush=True)
+
+
+def read(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a file, if there is one; those that were cut are left out."""
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            yield json.loads(line)
+        except ValueError:
+            continue
 
 
 def short(value: Any) -> str:
