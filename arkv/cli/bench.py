@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -33,9 +33,12 @@ from arkv.options import (
 )
 
 if TYPE_CHECKING:
+    from arkv.jobs.journal import Journal
+    from arkv.jobs.provenance import Facts
     from arkv.model import Model
     from arkv.speed.bench import Configuration
     from arkv.speed.measurement import Measurement, Refusal
+    from arkv.speed.published import Published
 
 
 @options
@@ -44,11 +47,12 @@ class BenchOptions(GuidanceOption, ModelOptions, CompileOption, DeviceOptions, K
 
     SECTION = "What to measure, and where to"
 
-    policies: Policies = option(
-        default=("full", "linear", "streaming"),
+    policies: Policies | None = option(
+        default=None,
         metavar="NAME,NAME",
-        help="comma list; transformers-dynamic and transformers-static are transformers' own Janus with its "
-        "DynamicCache, or with its StaticCache and compiled",
+        help="comma list (default: full,linear,streaming); transformers-dynamic and transformers-static are "
+        "transformers' own Janus with its DynamicCache, or with its StaticCache and compiled. With a preset: "
+        "only these of its policies",
     )
     ratios: Ratios = option(
         default=("1/6",), metavar="R,R", help="comma list, for the policies that have a ratio"
@@ -82,7 +86,8 @@ class BenchOptions(GuidanceOption, ModelOptions, CompileOption, DeviceOptions, K
     json: FilePath | None = option(
         default=None,
         metavar="FILE",
-        help="JSON lines, the first with the machine; if the file is there, what it has is not run again",
+        help="JSON lines, the first with the machine, a row as soon as it is measured; if the file is there, "
+        "what it has is not run again, unless other code or weights made it",
     )
     plot: FilePath | None = option(
         default=None, metavar="FILE", help="also draw speed and roofline, as a PNG file; one a model"
@@ -100,6 +105,7 @@ def run(given: BenchOptions, typed: str) -> None:
     check_outputs(json=given.json, plot=given.plot)
     check_figure(given.plot, ".png")
     from arkv.jobs.journal import Journal
+    from arkv.jobs.provenance import facts_of_class, facts_of_model
     from arkv.machine.description import describe_machine
     from arkv.speed.bench import Configuration, measure, refusal
     from arkv.speed.measurement import from_dict
@@ -125,7 +131,15 @@ def run(given: BenchOptions, typed: str) -> None:
             settings |= {key: facts.pop(key) for key in ("arkv", "torch", "transformers", "device", "dtype")}
             if given.json is not None:
                 journal = Journal(given.json, settings, facts, key="case")
-        rows = {} if journal is None else dict(journal.rows)
+        rows, decided_by = dict[str, dict[str, Any]](), dict[str, Any]()
+        if journal is not None:
+            # Random weights are the class's own, and reading all of them would take long.
+            facts_of = facts_of_class(type(model)) if given.random_weights else facts_of_model(model)
+            others = {"model": facts_of}
+            decided_by = {one.case(name): one.decided_by(model, others) for one in wanted}
+            rows, again = _sorted_out(journal, decided_by, given.repeats)
+            for reason in () if given.quiet else again:
+                print(reason, file=sys.stderr)
         pending = [one for one in wanted if one.case(name) not in rows]
         refused = {
             one: found
@@ -152,7 +166,9 @@ def run(given: BenchOptions, typed: str) -> None:
             # A file may be finished by another commit than it was begun with.
             rows[case] = line = dataclasses.asdict(row) | {"case": case, "commit": facts["commit"]}
             if journal is not None:
-                journal.append(line)
+                journal.append(line | {"decided_by": decided_by[case]})
+        if journal is not None and pending:
+            journal.replace(journal.rows.values())  # without the rows of earlier rounds
         done = [from_dict(rows[one.case(name)]) for one in wanted]
         title = print_bench(model, done, settings | facts)
         if given.plot is not None:
@@ -161,11 +177,30 @@ def run(given: BenchOptions, typed: str) -> None:
             _plot(path, done, title)
 
 
-def _preset_models(given: BenchOptions) -> list[str]:
-    from arkv.speed.published import PRESETS
+def _sorted_out(
+    journal: Journal, decided_by: Mapping[str, Facts], repeats: int
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """The rows of a file that stand, and about each of the others why it is measured again."""
+    from arkv.jobs.provenance import changes
 
+    rows, again = dict[str, dict[str, Any]](), list[str]()
+    for case, here in decided_by.items():
+        row = journal.rows.get(case)
+        if row is None:
+            continue
+        rounds = len(row.get("seconds", ()))
+        if told := changes(row.get("decided_by"), here):
+            again.append(f"{case} is stale and is measured again: {'; '.join(told)}")
+        elif "error" not in row and rounds < repeats:
+            again.append(f"{case} has {rounds} of {repeats} rounds and is measured again")
+        else:
+            rows[case] = row
+    return rows, [f"{journal.path}: the row of {line}" for line in again]
+
+
+def _preset_models(given: BenchOptions) -> list[str]:
     assert given.preset is not None
-    models = list(dict.fromkeys(row.model for row in PRESETS[given.preset]))
+    models = list(dict.fromkeys(row.model for row in _rows_of(given.preset, given.policies)))
     if given.model in models:
         return [given.model]
     if given.model != fields_of(BenchOptions)["model"].default:
@@ -173,16 +208,29 @@ def _preset_models(given: BenchOptions) -> list[str]:
     return models
 
 
+def _rows_of(preset: str, policies: Sequence[str] | None) -> list[Published]:
+    """The rows of a preset, or those of some of its policies, by name or as the table has them."""
+    from arkv.speed.published import PRESETS
+
+    table = PRESETS[preset]
+    if policies is None:
+        return list(table)
+    known = {name: None for row in table for name in (row.policy.partition(":")[0], row.policy)}
+    if unknown := [policy for policy in policies if policy not in known]:
+        raise ArkvError(f"{preset} has no {unknown[0]}: it has {', '.join(known)}")
+    return [row for row in table if {row.policy, row.policy.partition(":")[0]} & set(policies)]
+
+
 def _wanted(given: BenchOptions, model: Model, memories: Sequence[int] | None) -> list[Configuration]:
     """What is measured with a model."""
     from arkv.speed.bench import Configuration, at_equal_memory, configurations
-    from arkv.speed.published import PRESETS
 
     if given.preset is None:
         sizes: Sequence[int] = given.batch_sizes or (1, 4, 16)
-        wanted = configurations(given.policies, list(map(str, given.ratios)), sizes)
+        policies: Sequence[str] = given.policies or ("full", "linear", "streaming")
+        wanted = configurations(policies, list(map(str, given.ratios)), sizes)
     else:
-        table = [row for row in PRESETS[given.preset] if row.model == given.model]
+        table = [row for row in _rows_of(given.preset, given.policies) if row.model == given.model]
         profile = "" if given.profile is None else f",profile={str(given.profile)!r}"
         texts = {row.policy: row.policy + profile * row.policy.startswith("ssd") for row in table}
         sizes = given.batch_sizes or list(dict.fromkeys(row.batch_size for row in table))
@@ -218,6 +266,7 @@ COMMAND = Command(
         "arkv bench --policies full,linear:recent=48 --ratios 1/6,1/3 --batch-sizes 16 --json bench.jsonl",
         "arkv bench --model janus-pro-1b --random-weights --dtype bfloat16 --batch-sizes 32 \\\n"
         "      --policies full,linear,transformers-dynamic --lines 0,12,23 --plot bench.png",
-        "arkv bench --preset linear-table --random-weights --device cuda:0 --json table.jsonl",
+        "arkv bench --preset linear-table --policies full,linear --random-weights --device cuda:0 \\\n"
+        "      --json table.jsonl",
     ),
 )

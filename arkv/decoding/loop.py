@@ -21,7 +21,7 @@ from arkv.decoding.checks import check_needs, check_selection, is_finite, note_,
 from arkv.decoding.compiling import Compile
 from arkv.decoding.graphs import Look, Replayed, on_device
 from arkv.decoding.sampling import Sampling
-from arkv.decoding.step import Step
+from arkv.decoding.step import Step, recycle_
 from arkv.decoding.window import Window, widest_window
 from arkv.errors import NumericalError
 from arkv.model import Condition, Model
@@ -115,7 +115,20 @@ class Loop:
         Raises:
             NumericalError: a number was not finite.
         """
-        grid, buffers = self.model.spec.grid, self._buffers
+        grid = self.model.spec.grid
+        self.begin_(condition, keys, sampling)
+        looks: deque[Look] = deque()
+        for line in range(grid.rows + self._ahead):
+            if line < grid.rows:
+                self.decode_(range(line * grid.line, (line + 1) * grid.line), sampling, window)
+                looks.append(Look(self._buffers.first_bad))
+            if line >= self._ahead:
+                self._check(looks.popleft().read())
+                yield line - self._ahead
+
+    def begin_(self, condition: Condition, keys: Tensor, sampling: Sampling) -> None:
+        """Start a batch, and draw the first token of every picture; as for `sample_`."""
+        buffers = self._buffers
         first_logits = self.prefill_(condition)
         if sampling.guided_tokens is not None:
             # From then on the unconditional rows are not fed: what they would say is not used.
@@ -125,17 +138,32 @@ class Loop:
             self._step.draw_(first_logits, buffers, buffers.places[0], sampling.guides(0), sampling.frozen)
             self.tokens[:, 1:] = self.tokens[:, :1]  # the first guesses
         self.passes = 0
-        looks: deque[Look] = deque()
-        for line in range(grid.rows + self._ahead):
-            if line < grid.rows:
-                # The last token of the picture enters no cache.
-                stop = min((line + 1) * grid.line, grid.tokens - 1)
-                for part in split(line * grid.line, stop, self._guided_steps):
-                    self.passes += self._loop_at(part.start)._line_(part, sampling, window)
-                looks.append(Look(buffers.first_bad))
-            if line >= self._ahead:
-                self._check(looks.popleft().read())
-                yield line - self._ahead
+
+    def decode_(self, steps: range, sampling: Sampling, window: int = 1) -> None:
+        """Feed the tokens at some places, and draw the one after each.
+
+        Args:
+            steps: of one line, or of a part of it; those before them have been fed. The last token of a
+                picture is left out: it enters no cache.
+            sampling: as for `sample_`.
+            window: likewise.
+        """
+        for part in split(steps.start, min(steps.stop, self.model.spec.grid.tokens - 1), self._guided_steps):
+            self.passes += self._loop_at(part.start)._line_(part, sampling, window)
+
+    def pass_over_(self, steps: range) -> None:
+        """Give up slots and claim them as the tokens at some places would, and compute nothing.
+
+        Heads then hold as much as they would, with keys and values of nothing.
+        """
+        with on_device(self.model.device):
+            for position in steps:
+                loop = self._loop_at(position)
+                store, buffers = loop.store, loop._buffers
+                step, offset = buffers.places[position], position % store.plan.period
+                if offset == 0:
+                    buffers.slots.copy_(recycle_(self.policy, store, step))
+                store.claim_(buffers.slots[..., offset], step)
 
     def prefill_(self, condition: Condition) -> Tensor:
         """Start a batch: empty the store, fill in the condition tokens.

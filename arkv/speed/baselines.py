@@ -16,7 +16,7 @@ from arkv.estimate import check_memory
 from arkv.model import Condition, Model
 from arkv.models.janus import JanusPro  # noqa: TID251  the baseline is this family's
 from arkv.registry import load_policy
-from arkv.speed.engine import STATIC, Engine
+from arkv.speed.engine import STATIC, StepByStep
 from arkv.weights.packing import unpacked
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from transformers.cache_utils import Cache
 
 
-class TransformersEngine(Engine):
+class TransformersEngine(StepByStep):
     """Transformers' Janus with a cache of transformers.
 
     Args:
@@ -39,6 +39,7 @@ class TransformersEngine(Engine):
     def __init__(self, model: Model, kind: str) -> None:
         if not isinstance(model, JanusPro):
             raise ArkvError(f"transformers has no {model.spec.name}: its baseline is for Janus-Pro only")
+        super().__init__(model)
         self._spec, self._static = model.spec, kind == STATIC
         self._own, self._model = model, build(model)
         self._decode = self._model.model.language_model
@@ -48,7 +49,7 @@ class TransformersEngine(Engine):
             self._decode = torch.compile(self._decode, **CompileConfig().to_dict())
         self._cache: Cache | None = None
 
-    def begin(self, condition: Condition) -> Tensor:
+    def prefill(self, condition: Condition) -> Tensor:
         """Prefill an empty cache. A static one is kept, so that its graphs are."""
         from transformers import DynamicCache, StaticCache
 

@@ -118,10 +118,12 @@ def measure(
     bandwidth: float | None = None,
     progress: bool = False,
 ) -> Iterator[Measurement | Refusal]:
-    """Decode pictures under every configuration; a row comes as soon as it is done.
+    """Decode pictures under every configuration; a row comes as soon as it is measured.
 
     Configurations of one batch size, or of one memory, are a group. Caches of a group are held at the same
     time, if they fit: none is set up anew within a round.
+
+    Every round brings a row of each configuration, about all rounds so far; the last one counts.
 
     Args:
         model: what draws; its own example prompts are used.
@@ -165,17 +167,18 @@ def _measure_groups(
         groups.setdefault((size if memory is None else None, memory), []).append(one)
     bandwidth = copy_bandwidth(model.device) if bandwidth is None else bandwidth
     weights = weight_bytes(model)
-    steps = len(contestants) * (repeats + 1) * sum(map(len, spans))
+    batches = sum(repeats + one.engine.cold_batches for one in contestants)
+    steps = batches * sum(map(len, spans))
     with tqdm(total=steps, unit="step", disable=not progress) as bar:
         for group in groups.values():
             turns = _fit_together(model, group, sampling.guided, seed)
             for party in [group] if turns else [[one] for one in group]:
-                _take_turns(model, party, sampling, spans, repeats, seed, bar)
-                for one in party:
-                    one.engine.release()
+                for one in _take_turns(model, party, sampling, spans, repeats, seed, bar):
                     yield one.refusal or summary(
                         model, one, sampling, extent, spans, turns, bandwidth, weights
                     )
+                for one in party:
+                    one.engine.release()
 
 
 def _fit_together(model: Model, group: Sequence[Contestant], guided: bool, seed: int) -> bool:
@@ -199,27 +202,36 @@ def _take_turns(
     repeats: int,
     seed: int,
     bar: tqdm[Any],
-) -> None:
-    """A cold batch of each, and then a batch of each in every round."""
+) -> Iterator[Contestant]:
+    """Cold batches of each, and then a batch of each in every round; each time that one has a row to show."""
     for round_ in range(repeats + 1):
         for one in party:
             if one.refusal is not None:
                 continue
             bar.set_description(f"{one.wanted.policy} x {one.wanted.batch_size}")
-            gauge = PeakMemory(model.device) if round_ == 0 else None
-            begun = time.perf_counter()
             try:
-                trace = decode(model, one.engine, one.wanted.batch_size, sampling, spans, seed, bar)
+                if round_ == 0:
+                    _warm_up(model, one, sampling, spans, seed, bar)
+                    continue
+                one.traces.append(
+                    decode(model, one.engine, one.wanted.batch_size, sampling, spans, seed, bar)
+                )
             except (MemoryLimitError, torch.OutOfMemoryError) as error:
                 one.refusal = _refused(model, one.wanted, error)
                 one.engine.release()
-                continue
-            if gauge is None:
-                one.traces.append(trace)
-                continue
+            yield one
+
+
+def _warm_up(
+    model: Model, one: Contestant, sampling: Sampling, spans: Sequence[range], seed: int, bar: tqdm[Any]
+) -> None:
+    gauge, begun = PeakMemory(model.device), time.perf_counter()
+    for number in range(one.engine.cold_batches):
+        decode(model, one.engine, one.wanted.batch_size, sampling, spans, seed, bar)
+        if number == 0:
             one.cold_seconds = time.perf_counter() - begun
-            one.kv_bytes, one.slot_bytes = one.engine.kv_bytes, one.engine.slot_bytes
-            one.peak_rise = gauge.rise()
+    one.kv_bytes, one.slot_bytes = one.engine.kv_bytes, one.engine.slot_bytes
+    one.peak_rise = gauge.rise()
 
 
 def _sampling(model: Model, guidance: float | None) -> Sampling:

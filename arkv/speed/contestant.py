@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.metadata import version
 
 from arkv.attention.quantization import KvDtype
 from arkv.decoding.compiling import Compile
+from arkv.jobs.provenance import Facts, facts_of_policy
 from arkv.model import Model
 from arkv.policy import CachePolicy
 from arkv.registry import load_policy
@@ -33,6 +35,17 @@ class Configuration:
     def baseline(self) -> bool:
         """Whether another library decodes."""
         return self.policy in BASELINES
+
+    def decided_by(self, model: Model, others: Facts) -> Facts:
+        """Whose code is measured.
+
+        Args:
+            model: that it is measured with.
+            others: what else decides, such as `facts_of_model`.
+        """
+        if self.baseline:
+            return {"policy": {"package": f"transformers {version('transformers')}"}, **others}
+        return {"policy": facts_of_policy(policy_of(self.policy), model.spec), **others}
 
     def case(self, model: str) -> str:
         """A name that no other configuration of a run has."""

@@ -1,4 +1,4 @@
-"""What the benchmark times: a batch decoded a visual token at a time, whoever holds the cache."""
+"""What the benchmark times: a batch that is decoded, whoever holds the cache."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from arkv.attention.quantization import KvDtype
 from arkv.decoding.compiling import Compile, check_mode
 from arkv.decoding.loop import Loop
-from arkv.decoding.step import recycle_
+from arkv.decoding.sampling import Sampling, draw, guide
 from arkv.estimate import check_memory
 from arkv.model import Condition, Model
 from arkv.policy import CachePolicy
@@ -24,33 +24,36 @@ the compiled model."""
 
 
 class Engine(ABC):
-    """Decodes a batch step by step; drawing the tokens is left to the caller, the same for all.
+    """Decodes a batch as its library does.
 
     Rows are as in `arkv.model.Condition`, and every batch has the same shape as the first.
+
+    Attributes:
+        cold_batches: batches after which nothing is compiled or captured any more.
     """
 
-    @abstractmethod
-    def begin(self, condition: Condition) -> Tensor:
-        """Start a batch: prefill.
+    cold_batches = 1
 
-        Returns:
-            float32 `[rows, vocabulary]`, logits of the first visual token.
+    @abstractmethod
+    def begin(self, condition: Condition, keys: Tensor, sampling: Sampling) -> None:
+        """Start a batch: prefill, and the first token of every picture.
+
+        Args:
+            condition: of all rows.
+            keys: int32 `[pictures, 2]`, from `arkv.decoding.noise.seed_keys`: what tokens are drawn by.
+            sampling: how.
 
         Raises:
             MemoryLimitError: there is not enough memory.
         """
 
     @abstractmethod
-    def advance(self, tokens: Tensor, position: int) -> Tensor:
-        """Decode one token further.
+    def decode(self, steps: range) -> None:
+        """Feed the tokens at some places, one of `pieces`, and draw the one after each."""
 
-        Args:
-            tokens: int64 `[rows]`, the visual tokens at `position`.
-            position: their place in raster order.
-
-        Returns:
-            float32 `[rows, vocabulary]`, logits of the token at `position + 1`.
-        """
+    def pieces(self, steps: range) -> list[range]:
+        """The steps of a line as they can be timed: each, or where the line is one piece of work, all."""
+        return [range(position, position + 1) for position in steps]
 
     @abstractmethod
     def skip(self, position: int) -> None:
@@ -63,7 +66,12 @@ class Engine(ABC):
         """
 
     def check(self) -> None:  # noqa: B027  not every engine has something to check
-        """Raise `NumericalError` where numbers are not finite; called at the end of a line."""
+        """Raise `NumericalError` where numbers are not finite; waits for the device."""
+
+    @property
+    @abstractmethod
+    def tokens(self) -> Tensor:
+        """int64 `[pictures, N]`, what was drawn in the newest batch; behind that anything."""
 
     @property
     @abstractmethod
@@ -84,8 +92,66 @@ class Engine(ABC):
         """Let go of the cache."""
 
 
+class StepByStep(Engine):
+    """A library that gives logits for tokens: they are drawn here, by the operations of arkv's own loop.
+
+    Args:
+        model: whose pictures are drawn.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self._grid, self._device = model.spec.grid, model.device
+
+    @abstractmethod
+    def prefill(self, condition: Condition) -> Tensor:
+        """Start a batch.
+
+        Returns:
+            float32 `[rows, vocabulary]`, logits of the first visual token.
+        """
+
+    @abstractmethod
+    def advance(self, tokens: Tensor, position: int) -> Tensor:
+        """Decode one token further.
+
+        Args:
+            tokens: int64 `[rows]`, the visual tokens at `position`.
+            position: their place in raster order.
+
+        Returns:
+            float32 `[rows, vocabulary]`, logits of the token at `position + 1`.
+        """
+
+    def begin(self, condition: Condition, keys: Tensor, sampling: Sampling) -> None:
+        """Prefill, and draw from the logits."""
+        self._keys, self._sampling = keys, sampling
+        self._places = torch.arange(self._grid.tokens, device=self._device)
+        numbers = torch.tensor([sampling.guidance, sampling.temperature], device=self._device)
+        self._scale, self._temperature = numbers.unbind()
+        self._tokens = torch.zeros(len(keys), self._grid.tokens, dtype=torch.long, device=self._device)
+        self._draw(self.prefill(condition), 0)
+
+    def decode(self, steps: range) -> None:
+        """Feed tokens, and draw from the logits."""
+        for position in steps:
+            fed = self._tokens[:, position]
+            logits = self.advance(fed.repeat(2) if self._sampling.guided else fed, position)
+            self._draw(logits, position + 1)
+
+    def _draw(self, logits: Tensor, position: int) -> None:
+        sampling, pictures = self._sampling, len(self._tokens)
+        guided = guide(logits, self._scale) if sampling.guides(position) else logits[:pictures]
+        place = self._places[position].expand(pictures)
+        self._tokens[:, position] = draw(guided, self._keys, place, sampling, self._temperature)
+
+    @property
+    def tokens(self) -> Tensor:
+        """What was drawn."""
+        return self._tokens
+
+
 class PolicyEngine(Engine):
-    """arkv's own loop under a policy.
+    """arkv's own loop under a policy, as `arkv.Decoder` runs it: what is captured is a line.
 
     Args:
         model: what draws.
@@ -109,8 +175,10 @@ class PolicyEngine(Engine):
         self._plan = policy.plan(model.spec.grid, model.spec)
         self._loop: Loop | None = None
         self._next = 0
+        # The last line is shorter by a step: another graph, which the first batch has run for the first time.
+        self.cold_batches = 2 if compile == "cudagraphs" else 1
 
-    def begin(self, condition: Condition) -> Tensor:
+    def begin(self, condition: Condition, keys: Tensor, sampling: Sampling) -> None:
         """Start a batch; the store is allocated at the first."""
         if self._loop is None:
             rows, length = condition.mask.shape
@@ -119,39 +187,31 @@ class PolicyEngine(Engine):
             self._loop = Loop(
                 self._model, self._policy, rows, length, self._compile, self._guided, self._kv_dtype
             )
-        self._next = 0
-        return self._loop.prefill_(condition)
+        self._next, self._sampling = 0, sampling
+        self._loop.begin_(condition, keys, sampling)
 
-    def advance(self, tokens: Tensor, position: int) -> Tensor:
-        """Decode one token further."""
-        self._next = position + 1
-        return self._begun.advance_(tokens, position)
+    def decode(self, steps: range) -> None:
+        """A line, or a part of it."""
+        self._begun.decode_(steps, self._sampling)
+        self._next = steps.stop
+
+    def pieces(self, steps: range) -> list[range]:
+        """All of a line where it is captured: its graph is what `generate` replays."""
+        return [steps] if self._compile == "cudagraphs" else super().pieces(steps)
 
     def skip(self, position: int) -> None:
-        """Between two evictions' worth of steps, slots are given up and claimed, and nothing is computed.
-
-        So heads hold as much as they would, with keys and values of nothing. Where the position or the last
-        one is not at an eviction, the steps up to it are decoded.
-        """
-        period = self._plan.period
-        self._decode_until(min(position, -(-self._next // period) * period))
-        last = position - position % period
-        steps = torch.arange(position, device=self._model.device)
-        for start in range(self._next, last, period):
-            slots = recycle_(self._policy, self.store, steps[start])
-            for offset in range(period):
-                self.store.claim_(slots[..., offset], steps[start + offset])
-        self._next = max(self._next, last)
-        self._decode_until(position)
-
-    def _decode_until(self, position: int) -> None:
-        tokens = torch.zeros(self.store.rows, dtype=torch.long, device=self._model.device)
-        for earlier in range(self._next, position):
-            self.advance(tokens, earlier)
+        """Slots are given up and claimed, and nothing is computed."""
+        self._begun.pass_over_(range(self._next, position))
+        self._next = position
 
     def check(self) -> None:
         """Raise `NumericalError` where numbers are not finite."""
         self._begun.check()
+
+    @property
+    def tokens(self) -> Tensor:
+        """What was drawn, and guesses behind that."""
+        return self._begun.tokens
 
     @property
     def kv_bytes(self) -> int:

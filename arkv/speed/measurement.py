@@ -49,12 +49,12 @@ class Measurement:
         tokens_per_second: visual tokens, median of the rounds; guidance rows are not counted twice.
         pictures_per_second: from the same median; None if only the first tokens were decoded.
         milliseconds_per_step: median over all steps of all rounds; a step is one token of every picture of
-            the batch.
+            the batch. Of captured lines it is known what a line took, and its mean stands for its steps.
         milliseconds_per_step_p95: 95th percentile of the same.
         prefill_seconds: conditioning and prefill, median of the rounds.
         kv_bytes: keys and values held at the end.
         full_kv_bytes: what the full cache takes for the batch.
-        peak_bytes: the most memory that the first batch needed, with the weights; None where nobody can say.
+        peak_bytes: the most memory that the cold batches needed, with the weights; None where nobody can say.
         weight_bytes: part of the weights that a step reads.
         step_bytes: what a step has to move (see `arkv.speed.roofline`), mean of the steps.
         bandwidth: bytes a second of a large copy on this machine.
@@ -62,8 +62,8 @@ class Measurement:
             weights or cache fit into the processor's own caches.
         cold_seconds: wall time of the first batch, compilation included. Graphs that an earlier
             configuration of the run has left are not compiled again.
-        seconds: time of every later batch, in order of the rounds: conditioning, prefill and decoding, with
-            what was interpolated; drawing the pixels is not in it.
+        seconds: time of every batch that was timed, in order of the rounds: conditioning, prefill and
+            decoding, with what was interpolated; drawing the pixels is not in it.
         by_line: the complete lines among what was decoded.
     """
 

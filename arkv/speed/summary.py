@@ -14,7 +14,7 @@ from arkv.model import Model
 from arkv.speed.contestant import Contestant
 from arkv.speed.measurement import Line, Measurement
 from arkv.speed.roofline import StepBytes
-from arkv.speed.timing import Extent
+from arkv.speed.timing import Extent, fed
 
 
 def summary(
@@ -30,7 +30,7 @@ def summary(
     """What all rounds of a configuration come to."""
     spec, wanted = model.spec, one.wanted
     positions = [position for span in spans for position in span]
-    whole = len(positions) == spec.grid.tokens
+    whole = len(positions) == spec.grid.tokens - 1
     rows = wanted.batch_size * (2 if sampling.guided else 1)
     condition = one.traces[0].condition
     heads = spec.layers * spec.kv_heads * rows
@@ -53,13 +53,14 @@ def summary(
     ]
     if extent.lines is None:
         seconds = [p + float(s.sum()) for p, s in zip(prefill, steps, strict=True)]
-        tokens = len(positions)
+        tokens = spec.grid.tokens if whole else len(positions)
     else:
-        sums = [[float(s[places].sum()) for places in lines.values()] for s in steps]
-        everywhere = numpy.arange(spec.grid.rows)
+        means = [[float(s[places].mean()) for places in lines.values()] for s in steps]
+        everywhere = range(spec.grid.rows)
+        counts = numpy.array([fed(line, spec.grid) for line in everywhere])
         seconds = [
-            p + float(numpy.interp(everywhere, list(lines), s).sum())
-            for p, s in zip(prefill, sums, strict=True)
+            p + float(numpy.interp(everywhere, list(lines), mean) @ counts)
+            for p, mean in zip(prefill, means, strict=True)
         ]
         tokens = spec.grid.tokens
     median = statistics.median(seconds)
@@ -97,7 +98,7 @@ def _complete_lines(positions: Sequence[int], grid: Grid) -> dict[int, list[int]
     lines: dict[int, list[int]] = {}
     for place, position in enumerate(positions):
         lines.setdefault(grid.row(position), []).append(place)
-    return {line: places for line, places in lines.items() if len(places) == grid.line}
+    return {line: places for line, places in lines.items() if len(places) == fed(line, grid)}
 
 
 def _model_bytes(model: Model) -> int:

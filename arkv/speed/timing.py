@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from arkv.decoding.noise import seed_keys
-from arkv.decoding.sampling import Sampling, draw, guide
+from arkv.decoding.sampling import Sampling
 from arkv.errors import ArkvError
 from arkv.grid import Grid
 from arkv.machine.instruments import Clock, used_memory
@@ -46,16 +47,17 @@ class Extent:
                 raise ArkvError(f"lines is {list(self.lines or ())}: expected one or more numbers from 0")
 
     def spans(self, grid: Grid) -> list[range]:
-        """The positions that are decoded, in order.
+        """The positions that are fed to the model, in order; the last token of a picture never is.
 
         Raises:
             ArkvError: the grid has no such line.
         """
+        last = grid.tokens - 1
         if self.lines is None:
-            return [range(min(self.tokens or grid.tokens, grid.tokens))]
+            return [range(min(self.tokens or last, last))]
         if self.lines[-1] >= grid.rows:
             raise ArkvError(f"line {self.lines[-1]} is timed: a picture has lines 0 to {grid.rows - 1}")
-        return [range(line * grid.line, (line + 1) * grid.line) for line in self.lines]
+        return [range(line * grid.line, min((line + 1) * grid.line, last)) for line in self.lines]
 
 
 WHOLE = Extent()
@@ -67,10 +69,10 @@ class Trace:
     """One batch.
 
     Attributes:
-        tokens: int64 `[pictures, N]`, zero where nothing was decoded.
+        tokens: int64 `[pictures, N]`, without meaning where nothing was decoded.
         condition: condition tokens of a row, padding included.
-        prefill: seconds.
-        steps: seconds of every step, in order of the spans.
+        prefill: seconds, the first token drawn.
+        steps: seconds of every step, in order of the spans; where a line is one piece of work, its mean.
         memory: bytes in use at the end of each complete line.
     """
 
@@ -105,33 +107,40 @@ def decode(
     grid, device = model.spec.grid, model.device
     prompts = model.example_prompts(pictures, seed)
     keys = seed_keys(range(seed, seed + pictures)).to(device)
-    places = torch.arange(grid.tokens, device=device)
-    scale, temperature = torch.tensor([sampling.guidance, sampling.temperature], device=device).unbind()
-    tokens = torch.zeros(pictures, grid.tokens, dtype=torch.long, device=device)
-    start, clock, memory = Clock(device), Clock(device), dict[int, int | None]()
+    steps, memory = list[float](), dict[int, int | None]()
+    start = Clock(device)
     start.mark()
     condition = model.condition(prompts, sampling.guided)
-    logits = engine.begin(condition)
+    engine.begin(condition, keys, sampling)
     start.mark()
-    steps, done = [], 0
+    done = 0
     for span in spans:
         if span.start != done:
             engine.skip(span.start)
-        clock = Clock(device)
+        clock, pieces = Clock(device), list[range]()
         clock.mark()
-        for position in span:
-            guided = guide(logits, scale) if sampling.guides(position) else logits
-            place = places[position].expand(pictures)
-            drawn = draw(guided[:pictures], keys, place, sampling, temperature)
-            tokens[:, position] = drawn
-            if position + 1 < grid.tokens:
-                logits = engine.advance(drawn.repeat(2) if sampling.guided else drawn, position)
-            if (position + 1) % grid.line == 0:
-                engine.check()
-                if position + 1 - grid.line >= span.start:
-                    memory[position // grid.line] = used_memory(device)
-            clock.mark()
+        for line in lines_of(span, grid):
+            for piece in engine.pieces(line):
+                engine.decode(piece)
+                clock.mark()
+                pieces.append(piece)
+            if len(line) == fed(grid.row(line.start), grid):
+                memory[grid.row(line.start)] = used_memory(device)
+        for piece, seconds in zip(pieces, clock.seconds(), strict=True):
+            steps += [seconds / len(piece)] * len(piece)
+        engine.check()
         done = span.stop
-        steps += clock.seconds()
         bar.update(len(span))
-    return Trace(tokens.cpu(), condition.mask.shape[1], start.seconds()[0], steps, memory)
+    return Trace(engine.tokens.cpu(), condition.mask.shape[1], start.seconds()[0], steps, memory)
+
+
+def fed(line: int, grid: Grid) -> int:
+    """Tokens of a line that are fed to the model; the last one of a picture is not."""
+    return grid.line - (line == grid.rows - 1)
+
+
+def lines_of(steps: range, grid: Grid) -> list[range]:
+    """Steps cut where lines end."""
+    edges = range((steps.start // grid.line + 1) * grid.line, steps.stop, grid.line)
+    cuts = pairwise([steps.start, *edges, steps.stop])
+    return [range(start, stop) for start, stop in cuts if start < stop]

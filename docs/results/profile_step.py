@@ -2,7 +2,8 @@
 
 python docs/results/profile_step.py --policy linear:ratio=1/6 --batch-size 32 --compile inductor
 
-On a GPU these are kernels, by the time that they took there; on a CPU operators, by their own time.
+On a GPU these are kernels, by the time that they took there; on a CPU operators, by their own time. What is
+drawn is drawn in the step, and with cudagraphs the graph of a whole line is replayed, as `generate` does.
 """
 
 import argparse
@@ -15,6 +16,8 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 import arkv
+from arkv.decoding.noise import seed_keys
+from arkv.decoding.sampling import Sampling
 from arkv.speed.engine import PolicyEngine
 
 PRINTED = 12
@@ -35,15 +38,14 @@ def main() -> None:
     middle = model.spec.grid.rows // 2 * line
     with torch.inference_mode():
         condition = model.condition(model.example_prompts(asked.batch_size, seed=0), guided=True)
-        engine.begin(condition)
-        tokens = torch.zeros(len(condition.mask), dtype=torch.long, device=model.device)
+        keys = seed_keys(range(asked.batch_size)).to(model.device)
+        engine.begin(condition, keys, Sampling(model.spec.guidance, top_k=model.spec.top_k or None))
         engine.skip(middle)
-        for position in range(middle, middle + 2 * line):  # compiles, and captures
-            engine.advance(tokens, position)
+        for start in (middle, middle + line):  # compiles, and captures
+            engine.decode(range(start, start + line))
         engine.check()  # waits for the device
         with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]) as seen:
-            for position in range(middle + 2 * line, middle + 3 * line):
-                engine.advance(tokens, position)
+            engine.decode(range(middle + 2 * line, middle + 3 * line))
             engine.check()
     rows = sorted(times(seen, cuda), reverse=True)
     total = sum(spent for spent, _, _ in rows)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,8 @@ import pytest
 from PIL import Image
 from saying import arkv_says
 
+from arkv.cli import main
+from arkv.jobs.journal import read_journal
 from arkv.models.scenes.adapter import Scenes
 from arkv.speed import bench, published
 
@@ -59,6 +64,99 @@ def test_bench_goes_on_where_it_was_stopped(
     assert Image.open(tmp_path / "b.png").width > 1000
     complaint = arkv_says(capsys, *flags, "--batch-sizes", "1", "--seed", "7", "--json", out, status=1)
     assert "seed is 0 there and 7 here" in complaint
+
+
+def test_bench_that_is_killed_keeps_the_rows_that_it_has_measured(
+    tiny: Scenes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a group that takes turns, too: a row is there after its first round."""
+    out = tmp_path / "bench.jsonl"
+    flags = [
+        "--policies",
+        "full,window",
+        "--tokens",
+        "2",
+        "--batch-sizes",
+        "1",
+        "--quiet",
+        "--json",
+        str(out),
+    ]
+    child = os.fork()
+    if not child:
+        main(["bench", *flags, "--repeats", "1000000"])
+        os._exit(0)
+    try:
+        until = time.monotonic() + 60
+        while not out.exists() or out.read_bytes().count(b"\n") < 4:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    _, rows, _ = read_journal(out, key="case")
+    assert [row["policy"] for row in rows.values()] == ["full", "window:ratio=1/6"]
+    assert all(row["seconds"] for row in rows.values())
+    head, *rest = out.read_text().splitlines()
+    out.write_text("\n".join([head.replace("1000000", "2"), *rest]) + "\n")
+    flags.remove("--quiet")
+    cut = replace_seconds(out, 1)
+    arkv_says(capsys, "bench", *flags, "--repeats", "2", status=0)
+    assert cut == 2
+    _, rows, _ = read_journal(out, key="case")
+    assert [len(row["seconds"]) for row in rows.values()] == [2, 2]
+    assert len(out.read_text().splitlines()) == 1 + 2, "of rounds that are over one row is left"
+
+
+def replace_seconds(path: Path, rounds: int) -> int:
+    """As if a run had been killed after some rounds; how many rows there are."""
+    head, *lines = path.read_text().splitlines()
+    rows = {row["case"]: row for row in map(json.loads, lines)}.values()
+    lines = [json.dumps(row | {"seconds": row["seconds"][:rounds]}) for row in rows]
+    path.write_text("\n".join([head, *lines]) + "\n")
+    return len(lines)
+
+
+def test_bench_measures_again_what_other_code_has_measured(
+    tiny: Scenes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "bench.jsonl"
+    flags = ["bench", "--policies", "full,window", "--tokens", "2", "--batch-sizes", "1", "--repeats", "1"]
+    arkv_says(capsys, *flags, "--json", out, "--quiet")
+    head, full, window = out.read_text().splitlines()
+    facts = json.loads(full)["decided_by"]
+    assert facts["policy"]["package"].startswith("arkv ")
+    assert {"source", "weights"} <= facts["model"].keys()
+    changed = json.loads(full)
+    changed["decided_by"]["policy"]["source"] = "another"
+    out.write_text("\n".join([head, json.dumps(changed), window]) + "\n")
+    assert main([*flags, "--json", str(out)]) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "measured again" in line]
+    assert len(said) == 1
+    assert "the row of scenes: full x 1 is stale and is measured again: policy source was another" in said[0]
+    head, *rows = out.read_text().splitlines()
+    assert window in rows, "what stands is left as it is"
+    assert json.loads(rows[0])["decided_by"] == facts
+
+
+def test_bench_takes_some_policies_of_a_preset(
+    tiny: Scenes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = tuple(
+        published.Published("a table", "scenes", policy, policy, 1, 1.0, 1.0)
+        for policy in ("full", "window:ratio=1/6", "window:ratio=1/4")
+    )
+    monkeypatch.setitem(published.PRESETS, "linear-table", rows)
+    flags = ["bench", "--preset", "linear-table", "--tokens", "1", "--repeats", "1", "--quiet", "--policies"]
+
+    def measured(policies: str) -> list[str]:
+        _, _, *lines = arkv_says(capsys, *flags, policies).partition("\n\n")[0].splitlines()
+        return [line.split()[0] for line in lines]
+
+    assert measured("window") == ["window:ratio=1/6", "window:ratio=1/4"]
+    assert measured("window:ratio=1/4,full") == ["full", "window:ratio=1/4"]
+    complaint = arkv_says(capsys, *flags, "linear", status=1)
+    assert "linear-table has no linear: it has full, window, window:ratio=1/6" in complaint
 
 
 def test_bench_walks_the_rows_of_a_table(

@@ -8,7 +8,7 @@ from tiny import GRID, POLICIES, Tiny, build, legal_budgets
 from torch._dynamo.utils import clear_compilation_metrics, counters, get_compilation_metrics
 
 from arkv import ArkvError, CachePolicy, Decoder, Grid
-from arkv.speed.engine import PolicyEngine
+from arkv.decoding.loop import Loop
 
 PROMPTS = [(1, 2, 3), (4,)]
 Kind = Callable[..., CachePolicy]
@@ -84,16 +84,19 @@ def test_what_the_full_cache_reads_grows_within_one_graph() -> None:
 def test_long_pictures_are_read_as_far_as_they_are_drawn() -> None:
     """Inductor makes another graph for more than 4,096 slots; told that one must do, it used to give up."""
     model = Tiny(Grid(66, 64), layers=1)
-    engines = [PolicyEngine(model, build("full", 1), mode, guided=False) for mode in ("inductor", "none")]
     with torch.inference_mode():
-        for engine in engines:
-            engine.begin(model.condition([(1, 2)], guided=False))
+        condition = model.condition([(1, 2)], guided=False)
+        shape = (model, build("full", 1), *condition.mask.shape)
+        loops = [Loop(*shape, mode) for mode in ("inductor", "none")]
+        for loop in loops:
+            loop.prefill_(condition)
+        done = 0
         for position in (0, 40 * 64, 64 * 64 + 1, 65 * 64):
-            logits = []
-            for engine in engines:
-                engine.skip(position)
-                logits.append(engine.advance(torch.tensor([3]), position))
+            for loop in loops:
+                loop.pass_over_(range(done, position))
+            logits = [loop.advance_(torch.tensor([3]), position) for loop in loops]
             torch.testing.assert_close(*logits, atol=1e-4, rtol=1e-4)
+            done = position + 1
     blocks = [metrics.co_name for metrics in get_compilation_metrics()].count("step_block")
     assert blocks <= 3  # the last line has one, as ever
 

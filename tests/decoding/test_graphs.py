@@ -16,6 +16,7 @@ from tiny import GRID, POLICIES, Tiny, build, tight
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from tqdm import tqdm
 
 from arkv import ArkvError, CachePolicy, Decoder, Grid
 from arkv.decoding import graphs
@@ -23,6 +24,9 @@ from arkv.decoding import step as step_module
 from arkv.decoding.loop import Loop
 from arkv.decoding.noise import seed_keys
 from arkv.decoding.sampling import Sampling
+from arkv.speed import engine as engine_module
+from arkv.speed.engine import PolicyEngine
+from arkv.speed.timing import WHOLE, decode
 
 PROMPTS = [(1, 2, 3), (4,)]
 
@@ -136,6 +140,37 @@ def test_guidance_may_end_between_captured_lines_or_within_one(
     for one, other in zip(pictures(model, policy, True, runs), expected, strict=True):
         assert torch.equal(one, other)
     assert captures
+
+
+def test_what_is_timed_are_the_lines_that_generate_replays(
+    captures: list[Tape], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And everything is captured before the first round that counts."""
+    monkeypatch.setattr(engine_module, "check_mode", lambda mode, device: None)
+    model = Tiny(GRID)
+    engine = PolicyEngine(model, tight("linear", model), "cudagraphs", guided=True)
+    spans, replayed = WHOLE.spans(GRID), list[object]()
+    run = graphs.Replayed.run
+
+    def noted(self: graphs.Replayed, key: tuple[object, ...], work: Callable[[], None]) -> None:
+        replayed.append(key[:2])
+        run(self, key, work)
+
+    monkeypatch.setattr(graphs.Replayed, "run", noted)
+    traces = []
+    with tqdm(disable=True) as bar:
+        for _ in range(engine.cold_batches + 2):
+            traces.append(decode(model, engine, 2, Sampling(1.5), spans, 3, bar))
+            if len(traces) == engine.cold_batches:
+                made = len(captures)
+    assert made == len(captures) == 2, "a line, and the last one"
+    lines = [("line", GRID.line)] * (GRID.rows - 1) + [("line", GRID.line - 1)]
+    assert replayed == lines * len(traces)
+    assert all(torch.equal(trace.tokens, traces[0].tokens) for trace in traces)
+    assert all(len(trace.steps) == GRID.tokens - 1 for trace in traces)
+    for line in range(GRID.rows - 1):
+        (of_line,) = {round(x, 12) for x in traces[-1].steps[line * GRID.line : (line + 1) * GRID.line]}
+        assert of_line > 0
 
 
 def test_a_number_that_is_asked_for_while_capturing_is_caught(captures: list[Tape]) -> None:

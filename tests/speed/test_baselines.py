@@ -13,14 +13,17 @@ from transformers import JanusForConditionalGeneration
 from transformers.models.llama.modeling_llama import LlamaAttention
 
 from arkv import load_policy
+from arkv.decoding.compiling import Compile
+from arkv.decoding.loop import Loop
 from arkv.decoding.sampling import guide
 from arkv.errors import ArkvError
+from arkv.model import Condition
 from arkv.models.janus import JanusPro
 from arkv.models.janus_checkpoint import JanusVariant
 from arkv.models.transformer import TransformerConfig
 from arkv.models.vq import VQConfig
 from arkv.speed.baselines import TransformersEngine, build
-from arkv.speed.engine import BASELINES, DYNAMIC, STATIC, Engine, PolicyEngine
+from arkv.speed.engine import BASELINES, DYNAMIC, STATIC, StepByStep
 from arkv.weights.packing import can_pack, pack_
 
 PROMPTS = [[0, 5, 6, 7, 2], [0, 9, 2], [0, 3, 4, 5, 6, 7, 2]]  # so that rows are padded
@@ -57,11 +60,36 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     return asked
 
 
-def greedy(model: JanusPro, engine: Engine, scale: float = 5.0) -> tuple[Tensor, Tensor]:
+class Full(StepByStep):
+    """arkv's own loop with the full cache, asked for logits."""
+
+    kv_bytes, slot_bytes = 0, 0.0
+
+    def __init__(self, model: JanusPro, mode: Compile) -> None:
+        super().__init__(model)
+        self._model, self._mode = model, mode
+
+    def prefill(self, condition: Condition) -> Tensor:
+        rows, length = condition.mask.shape
+        self._loop = Loop(self._model, load_policy("full"), rows, length, self._mode, guided=True)
+        return self._loop.prefill_(condition)
+
+    def advance(self, tokens: Tensor, position: int) -> Tensor:
+        return self._loop.advance_(tokens, position)
+
+    def skip(self, position: int) -> None: ...
+
+    def resident(self, position: int) -> float:
+        return position + 1
+
+    def release(self) -> None: ...
+
+
+def greedy(model: JanusPro, engine: StepByStep, scale: float = 5.0) -> tuple[Tensor, Tensor]:
     """Likeliest tokens of a picture a prompt, and the logits that they were drawn from."""
     tokens, seen = [], []
     with torch.inference_mode():
-        logits = engine.begin(model.condition(PROMPTS, guided=True))
+        logits = engine.prefill(model.condition(PROMPTS, guided=True))
         for position in range(model.spec.grid.tokens):
             seen.append(logits.clone())
             tokens.append(guide(logits, torch.tensor(scale)).argmax(-1))
@@ -71,7 +99,7 @@ def greedy(model: JanusPro, engine: Engine, scale: float = 5.0) -> tuple[Tensor,
 
 
 def compare(model: JanusPro, kind: str) -> None:
-    expected, logits = greedy(model, PolicyEngine(model, load_policy("full"), "none", guided=True))
+    expected, logits = greedy(model, Full(model, "none"))
     assert len(expected.unique()) > 5
     engine = TransformersEngine(model, kind)
     for _ in range(2):  # a second batch begins anew
@@ -130,7 +158,7 @@ def test_a_skipped_cache_is_as_large_as_a_decoded_one(model: JanusPro, kind: str
     token = 2 * model.spec.layers * rows * model.spec.kv_heads * model.spec.head_dim * 4
     engine = TransformersEngine(model, kind)
     with torch.inference_mode():
-        engine.begin(model.condition(PROMPTS, guided=True))
+        engine.prefill(model.condition(PROMPTS, guided=True))
         engine.skip(8)
         engine.advance(torch.zeros(rows, dtype=torch.long), 8)
     slots = length + (9 if kind == DYNAMIC else model.spec.grid.tokens)
@@ -146,8 +174,8 @@ def test_other_models_have_no_baseline() -> None:
 
 def test_gpu_the_baselines_draw_what_the_full_cache_does(model: JanusPro, device: torch.device) -> None:
     there = copy.deepcopy(model).to(device)
-    modes = ("none", "cudagraphs") if device.type == "cuda" else ("none",)
-    expected, _ = greedy(there, PolicyEngine(there, load_policy("full"), modes[-1], True))
+    modes: tuple[Compile, ...] = ("none", "cudagraphs") if device.type == "cuda" else ("none",)
+    expected, _ = greedy(there, Full(there, modes[-1]))
     for kind in BASELINES if device.type == "cuda" else (DYNAMIC,):
         tokens, _ = greedy(there, TransformersEngine(there, kind))
         assert torch.equal(tokens, expected), kind

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from tiny import POLICIES, Tiny, build, legal_budgets, tight
 
 from arkv import Grid
+from arkv.decoding.noise import seed_keys
+from arkv.decoding.sampling import Sampling
 from arkv.model import Model
 from arkv.speed import roofline
 from arkv.speed.engine import PolicyEngine
@@ -40,9 +42,10 @@ def test_a_shared_or_sliced_weight_counts_as_far_as_it_is_read(monkeypatch: pyte
 def decode(model: Tiny, engine: PolicyEngine) -> list[float]:
     """The visual tokens of a head that each step finds, its own included: counted in the store."""
     condition = model.condition([(1, 2)], guided=False)
-    logits, counts = engine.begin(condition), []
+    engine.begin(condition, seed_keys([0]), Sampling())
+    counts = []
     for position in range(model.spec.grid.tokens - 1):
-        logits = engine.advance(logits.argmax(-1), position)
+        engine.decode(range(position, position + 1))
         store = engine.store
         counts.append((store.position >= 0).sum().item() / (store.layers * store.rows * store.kv_heads))
     return counts

@@ -14,11 +14,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from arkv import Decoder, Grid
+from arkv.decoding.noise import seed_keys
 from arkv.decoding.sampling import Sampling
 from arkv.errors import ArkvError
 from arkv.model import Condition
 from arkv.speed import timing
-from arkv.speed.engine import Engine, PolicyEngine
+from arkv.speed.engine import Engine, PolicyEngine, StepByStep
 from arkv.speed.timing import WHOLE, Extent, Trace, decode
 
 
@@ -39,7 +40,7 @@ def test_tokens_are_those_of_the_decoder(guidance: float) -> None:
     for _ in range(2):  # a second batch in the same store
         trace = timed(model, engine, WHOLE, guidance)
         assert torch.equal(trace.tokens, expected.tokens)
-    assert len(trace.steps) == model.spec.grid.tokens
+    assert len(trace.steps) == model.spec.grid.tokens - 1, "the last token enters no cache"
     assert all(seconds > 0 for seconds in trace.steps)
     assert list(trace.memory) == list(range(model.spec.grid.rows))
 
@@ -49,19 +50,19 @@ def test_the_first_tokens_are_the_same_as_of_a_whole_picture() -> None:
     engine = PolicyEngine(model, build("full", 0), "none", guided=True)
     whole, part = (timed(model, engine, extent) for extent in (WHOLE, Extent(tokens=7)))
     assert torch.equal(part.tokens[:, :7], whole.tokens[:, :7])
-    assert not part.tokens[:, 7:].any()
     assert len(part.steps) == 7
 
 
-class Noting(Engine):
+class Noting(StepByStep):
     """Notes what it is asked for."""
 
     kv_bytes, slot_bytes = 0, 0.0
 
-    def __init__(self) -> None:
+    def __init__(self, model: Tiny) -> None:
+        super().__init__(model)
         self.asked: list[Any] = []
 
-    def begin(self, condition: Condition) -> Tensor:
+    def prefill(self, condition: Condition) -> Tensor:
         self.asked.append("begin")
         return torch.zeros(len(condition.mask), 17)
 
@@ -79,11 +80,12 @@ class Noting(Engine):
 
 
 def test_lines_are_reached_by_skipping() -> None:
-    model, engine = Tiny(Grid(4, 3)), Noting()
+    model = Tiny(Grid(4, 3))
+    engine = Noting(model)
     trace = timed(model, engine, Extent(lines=(0, 1, 3)))
     # After the last token there is no step.
     assert engine.asked == ["begin", *range(6), "skip to 9", 9, 10]
-    assert len(trace.steps) == 9
+    assert len(trace.steps) == 8
     assert list(trace.memory) == [0, 1, 3]
 
 
@@ -92,18 +94,16 @@ def test_a_line_can_be_skipped_to_under_every_policy(name: str) -> None:
     model = Tiny(Grid(4, 6))
     engine = PolicyEngine(model, tight(name, model), "none", guided=True)
     for _ in range(2):
-        assert len(timed(model, engine, Extent(lines=(2, 3))).steps) == 12
+        assert len(timed(model, engine, Extent(lines=(2, 3))).steps) == 11
 
 
 def held(model: Tiny, engine: PolicyEngine, first: int, position: int) -> Tensor:
     """Tokens of every head at a step that was skipped to, after some first steps."""
-    tokens = torch.zeros(1, dtype=torch.long)
     with torch.inference_mode():
-        engine.begin(model.condition([(1, 2)], guided=False))
-        for earlier in range(first):
-            engine.advance(tokens, earlier)
+        engine.begin(model.condition([(1, 2)], guided=False), seed_keys([0]), Sampling())
+        engine.decode(range(first))
         engine.skip(position)
-        engine.advance(tokens, position)
+        engine.decode(range(position, position + 1))
     return engine.store.sum_by_head((engine.store.position >= 0).long())
 
 
@@ -150,8 +150,8 @@ def test_memory_stays_flat_from_the_second_line_to_the_last(
 
 def test_extents_out_of_range() -> None:
     grid = Grid(4, 6)
-    assert Extent(tokens=99).spans(grid) == WHOLE.spans(grid) == [range(24)]
-    assert Extent(lines=(3, 0, 3)).spans(grid) == [range(6), range(18, 24)]
+    assert Extent(tokens=99).spans(grid) == WHOLE.spans(grid) == [range(23)]
+    assert Extent(lines=(3, 0, 3)).spans(grid) == [range(6), range(18, 23)]
     with pytest.raises(ArkvError, match="lines 0 to 3"):
         Extent(lines=(4,)).spans(grid)
     for wrong in ({"tokens": 0}, {"lines": ()}, {"lines": (-1,)}, {"tokens": 3, "lines": (0,)}):

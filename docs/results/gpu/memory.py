@@ -9,6 +9,8 @@ import torch
 from rows import Rows, parser
 
 import arkv
+from arkv.decoding.noise import seed_keys
+from arkv.decoding.sampling import Sampling
 from arkv.estimate import estimate
 from arkv.machine.instruments import PeakMemory, used_memory
 from arkv.testing.tiny import Tiny
@@ -42,10 +44,10 @@ def _beside_estimate(
     gauge = PeakMemory(model.device)
     engine = PolicyEngine(model, policy, compile, True, kv_dtype)
     condition = model.condition(model.example_prompts(pictures, 0), True)
-    engine.begin(condition)
-    tokens = torch.zeros(len(condition.mask), dtype=torch.long, device=model.device)
-    for position in range(2 * line):  # the second line is captured
-        engine.advance(tokens, position)
+    keys = seed_keys(range(pictures)).to(model.device)
+    engine.begin(condition, keys, Sampling(model.spec.guidance))
+    for start in range(0, 3 * line, line):  # run, captured, replayed
+        engine.decode(range(start, start + line))
     engine.check()
     expected = estimate(model, policy, pictures, True, condition.mask.shape[1], kv_dtype=kv_dtype).batch
     rise = gauge.rise()
