@@ -103,6 +103,19 @@ class Block(Protocol):
         ...
 
 
+class PictureDecoder(Protocol):
+    """What makes pictures of tokens: a model, or its picture decoder alone."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights lie."""
+        ...
+
+    def pixels(self, tokens: Tensor) -> Tensor:
+        """Int64 `[pictures, N]` to uint8 `[pictures, height, width, 3]` on the CPU."""
+        ...
+
+
 class Model(nn.Module, ABC):
     """Base of every adapter.
 
@@ -124,6 +137,19 @@ class Model(nn.Module, ABC):
         Raises:
             CheckpointError: a file is missing, damaged, or belongs to another model.
         """
+
+    @classmethod
+    def load_picture_decoder(cls, *, device: torch.device, **options: Any) -> PictureDecoder:
+        """Load no more than it takes to make pictures of tokens; here, that is the whole model.
+
+        Args:
+            device: where to put the weights.
+            options: as for `from_pretrained`; those that only the rest of the model needs are passed over.
+
+        Raises:
+            CheckpointError: as `from_pretrained`.
+        """
+        return cls.from_pretrained(dtype=torch.float32, device=device, **options)
 
     @classmethod
     def recognises(cls, source: str | Path) -> bool:
@@ -200,6 +226,11 @@ class Model(nn.Module, ABC):
     def example_prompts(self, count: int, seed: int) -> list[Any]:
         """Prompts that this model can take, for benchmarks and conformance tests; the same for one seed."""
 
+    @property
+    def picture_part(self) -> nn.Module | None:
+        """The one module with all weights that `pixels` needs; None, as here, where there is no such."""
+        return None
+
     def satisfies(self, prompt: Any, picture: Tensor) -> bool | None:
         """Whether a picture, uint8 `[height, width, 3]`, shows what its prompt asks for.
 
@@ -223,6 +254,28 @@ class Model(nn.Module, ABC):
     def device(self) -> torch.device:
         """Where the weights lie."""
         return next(self.parameters()).device
+
+
+class PicturesOnly:
+    """A model that has the weights of its picture decoder, and otherwise shapes.
+
+    Args:
+        model: whose `picture_part` has weights.
+    """
+
+    def __init__(self, model: Model) -> None:
+        part = model.picture_part
+        assert part is not None
+        self._model, self._part = model, part
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return next(self._part.parameters()).device
+
+    def pixels(self, tokens: Tensor) -> Tensor:
+        """As the whole model draws them."""
+        return self._model.pixels(tokens)
 
 
 def check_model(model: object) -> None:

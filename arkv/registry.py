@@ -8,14 +8,14 @@ from __future__ import annotations
 import ast
 import inspect
 import typing
-import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
-from arkv.errors import ArkvError, CheckpointError, Terminated, UnknownNameError
+from arkv.errors import ArkvError, CheckpointError, Terminated, UnknownNameError, warn
 from arkv.options import check_type, expected, shown, split_commas
 from arkv.scalars import plain, whole
 
@@ -197,39 +197,60 @@ def load_model(
 
     from arkv.weights.packing import pack_
 
-    if not isinstance(name, (str, Path)) or not str(name):
-        raise ArkvError(f"the model is {name!r:.60}: expected a name such as 'scenes', or a path")
     seed_number = whole(seed)
     if seed_number is None or not 0 <= seed_number < 2**64:
-        raise ArkvError(f"seed is {seed!r:.60}: expected a whole number from 0 to 2**64 - 1")
-    if name not in _points("model"):
-        name, options["source"] = _recognised(name), name
-    model_class = load_class("model", str(name))
-    try:
-        device = torch.device(device)
-    except (RuntimeError, TypeError, ValueError):
-        raise ArkvError(f"unknown device {device!r:.60}: expected a name such as 'cpu' or 'cuda:0'") from None
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError):
-        raise ArkvError(f"the device is {str(device)!r}, but torch finds no such device; try 'cpu'") from None
+        raise ArkvError(f"seed is {shown(seed)}: expected a whole number from 0 to 2**64 - 1")
+    device = usable_device(device)
+    model_class, options = class_and_options(name, options)
     if dtype is None:
         dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     dtype = torch_dtype(dtype)
     if device.type == "mps" and dtype == torch.float64:
         raise ArkvError("the dtype is float64, which the device 'mps' has not: take float32")
-    _check_options(str(name), model_class, options)
-    try:
+    with reading(options.get("source") or name):
         if random_weights:
             model = model_class.from_pretrained(dtype=dtype, device=torch.device("meta"), **options)
-            model = _with_random_weights(model, device, seed_number)
+            model = with_random_weights(model, device, seed_number)
         else:
             model = model_class.from_pretrained(dtype=dtype, device=device, **options)
-    except OSError as error:
-        where = error.filename or options.get("source") or name
-        raise CheckpointError(f"cannot read {where}: {error.strerror or one_line(error)}") from error
     pack_(model)
     return model
+
+
+def class_and_options(name: str | Path, options: dict[str, Any]) -> tuple[type[Model], dict[str, Any]]:
+    """A model's class, by its name or by what is at a place; and its options, with that place among them."""
+    if not isinstance(name, (str, Path)) or not str(name):
+        raise ArkvError(f"the model is {name!r:.60}: expected a name such as 'scenes', or a path")
+    if name not in _points("model"):
+        name, options = _recognised(name), {**options, "source": name}
+    model_class: type[Model] = load_class("model", str(name))
+    _check_options(str(name), model_class, options)
+    return model_class, options
+
+
+def usable_device(device: torch.device | str) -> torch.device:
+    """A device that there is."""
+    import torch
+
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError, ValueError):
+        raise ArkvError(f"unknown device {device!r:.60}: expected a name such as 'cpu' or 'cuda:0'") from None
+    try:
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise ArkvError(f"the device is {str(found)!r}, but torch finds no such device; try 'cpu'") from None
+    return found
+
+
+@contextmanager
+def reading(place: object) -> Iterator[None]:
+    """Within, a file that cannot be read is a `CheckpointError`."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or place
+        raise CheckpointError(f"cannot read {where}: {error.strerror or one_line(error)}") from error
 
 
 def _recognised(source: str | Path) -> str:
@@ -275,9 +296,7 @@ def _recognising(source: str | Path, points: Iterable[str]) -> tuple[list[str], 
         except (KeyboardInterrupt, Terminated):
             raise
         except BaseException as error:  # nor is one that fails here
-            warnings.warn(
-                f"the model {name!r} cannot say whether {source} is its: {one_line(error)}", stacklevel=4
-            )
+            warn(f"the model {name!r} cannot say whether {source} is its: {one_line(error)}")
     return found, reasons
 
 
@@ -291,7 +310,7 @@ def _check_options(name: str, model_class: type[Model], options: dict[str, Any])
             raise UnknownNameError(f"option of the model {name}", option, known.keys() - {"dtype", "device"})
 
 
-def _with_random_weights(model: Model, device: torch.device, seed: int) -> Model:
+def with_random_weights(model: Model, device: torch.device, seed: int) -> Model:
     """A model on the meta device, moved to a device and filled there."""
     from arkv.machine.memory import allocated
     from arkv.weights.checkpoint import draw_weights_
@@ -320,10 +339,9 @@ def _points(kind: Kind) -> dict[str, EntryPoint]:
         chosen[name] = first
         # An installation that stands twice on the path registers the same thing twice.
         if rivals := sorted({_origin(point) for point in others if point.value != first.value}):
-            warnings.warn(
+            warn(
                 f"the {kind} {name!r} is registered by {_origin(first)}, which is used, and by "
-                f"{', '.join(rivals)}, which is not: it has to be given another name there",
-                stacklevel=3,
+                f"{', '.join(rivals)}, which is not: it has to be given another name there"
             )
     return chosen
 

@@ -147,6 +147,22 @@ class CaptionEncoder(nn.Module):
         return [states[: len(row)] for states, row in zip(hidden, rows, strict=True)]
 
 
+def encoder_for(
+    width: int, source: str | Path, longest: int, dtype: torch.dtype, device: torch.device, token: str | None
+) -> CaptionEncoder:
+    """An encoder whose states have the width that a model wants; otherwise as `from_pretrained`.
+
+    Raises:
+        CheckpointError: it has another width, too.
+    """
+    encoder = CaptionEncoder.from_pretrained(source, longest, dtype=dtype, device=device, token=token)
+    if encoder.width != width:
+        raise CheckpointError(
+            f"the states of the text encoder {source} have width {encoder.width}, the model wants {width}"
+        )
+    return encoder
+
+
 def _check_shape(described: Section) -> None:
     """Refuse what would take for ever to build, and keys that the T5 of transformers knows nothing of."""
     described.ignore("model_type", "feed_forward_proj", "is_gated_act", "dense_act_fn", "num_decoder_layers")

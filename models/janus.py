@@ -20,7 +20,7 @@ from typing_extensions import Self
 
 from arkv.errors import PromptError
 from arkv.grid import Grid
-from arkv.model import Block, Condition, Model, ModelSpec
+from arkv.model import Block, Condition, Model, ModelSpec, PicturesOnly
 from arkv.models import vq
 from arkv.models.janus_checkpoint import (
     BEGIN,
@@ -38,7 +38,7 @@ from arkv.models.janus_checkpoint import (
     read_variant,
 )
 from arkv.models.padding import left_padded
-from arkv.models.pretrained import CHOICES, Part, empty, load, place_of, read_tokenizer
+from arkv.models.pretrained import CHOICES, Part, empty, load, pictures_only, place_of, read_tokenizer
 from arkv.models.prompting import encode, shown, special_tokens, token_ids
 from arkv.models.transformer import Transformer
 from arkv.weights.checkpoint import WeightSlot
@@ -135,16 +135,42 @@ class JanusPro(Model):
         known = cls.variant
         if source is None and known is not None and torch.device(device).type == "meta":
             return empty(partial(cls, known), dtype, torch.device(device))
-        source = place_of(source, known.repository if known else None, "a folder or deepseek-ai/Janus-Pro-7B")
-        check_repository(source)
-        folder = fetch(source, *CHOICES, revision=revision, token=token)
-        variant, layout = read_variant(folder, known)
+        folder, variant, layout = cls._find(source, revision, token)
         return load(
             partial(cls, variant, read_tokenizer(folder)),
             dtype,
             device,
             lambda model: [Part(model.weight_slots(layout), weight_files(folder), UNUSED[layout])],
         )
+
+    @classmethod
+    def load_picture_decoder(
+        cls,
+        source: str | Path | None = None,
+        *,
+        device: torch.device | str = "cpu",
+        revision: str | None = None,
+        token: str | None = None,
+        **others: Any,
+    ) -> PicturesOnly:
+        """Load the picture decoder and nothing else; arguments and errors as for `from_pretrained`."""
+        folder, variant, layout = cls._find(source, revision, token)
+        return pictures_only(
+            partial(cls, variant),
+            device,
+            lambda model: Part(cast(Self, model)._picture_slots(layout), weight_files(folder), ["*"]),
+        )
+
+    @classmethod
+    def _find(
+        cls, source: str | Path | None, revision: str | None, token: str | None
+    ) -> tuple[Path, JanusVariant, Layout]:
+        """The folder of a checkpoint, and which model is in it."""
+        known = cls.variant
+        source = place_of(source, known.repository if known else None, "a folder or deepseek-ai/Janus-Pro-7B")
+        check_repository(source)
+        folder = fetch(source, *CHOICES, revision=revision, token=token)
+        return folder, *read_variant(folder, known)
 
     @classmethod
     def recognises(cls, source: str | Path) -> bool:
@@ -235,6 +261,11 @@ class JanusPro(Model):
         """Draw the codes; colours are rounded down, as by the authors."""
         return self.vq.pixels(rearrange(tokens, "n (h w) -> n h w", h=self.spec.grid.rows), "down")
 
+    @property
+    def picture_part(self) -> nn.Module:
+        """The picture decoder."""
+        return self.vq
+
     def example_prompts(self, count: int, seed: int) -> list[Any]:
         """Short descriptions; without a tokenizer, as many random ids as such descriptions have."""
         rng = numpy.random.default_rng(seed)
@@ -253,7 +284,7 @@ class JanusPro(Model):
             layout: how it names them.
         """
         if layout == "deepseek":
-            llama, pictures = "language_model.model.", self.vq.weight_slots("llamagen", "gen_vision_model.")
+            llama = "language_model.model."
             modules: dict[str, nn.Module] = {
                 "gen_embed": self.codes,
                 "gen_aligner.layers.0": self.aligner[0],
@@ -262,7 +293,7 @@ class JanusPro(Model):
                 "gen_head.vision_head": self.output[2],
             }
         else:
-            llama, pictures = "model.language_model.", self.vq.weight_slots("transformers", "model.vqmodel.")
+            llama = "model.language_model."
             modules = {
                 "model.generation_embeddings": self.codes,
                 "model.generation_aligner.fc1": self.aligner[0],
@@ -276,7 +307,12 @@ class JanusPro(Model):
             for name, module in modules.items()
             for kind, weight in module.named_parameters()
         }
-        return slots | self.transformer.weight_slots(llama) | pictures
+        return slots | self.transformer.weight_slots(llama) | self._picture_slots(layout)
+
+    def _picture_slots(self, layout: Layout) -> dict[str, WeightSlot]:
+        if layout == "deepseek":
+            return self.vq.weight_slots("llamagen", "gen_vision_model.")
+        return self.vq.weight_slots("transformers", "model.vqmodel.")
 
 
 class JanusPro1B(JanusPro):

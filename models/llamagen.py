@@ -20,9 +20,9 @@ from typing_extensions import Self
 
 from arkv.errors import CheckpointError, PromptError
 from arkv.grid import Grid
-from arkv.model import Block, Condition, Model, ModelSpec
+from arkv.model import Block, Condition, Model, ModelSpec, PicturesOnly
 from arkv.models import transformer, vq
-from arkv.models.captions import CaptionEncoder
+from arkv.models.captions import CaptionEncoder, encoder_for
 from arkv.models.imagenet import class_names, class_number
 from arkv.models.llamagen_checkpoint import (
     UNUSED,
@@ -35,7 +35,7 @@ from arkv.models.llamagen_checkpoint import (
     of_captions,
     of_classes,
 )
-from arkv.models.pretrained import Part, empty, load, place_of
+from arkv.models.pretrained import Part, empty, load, pictures_only, place_of
 from arkv.models.prompting import shown
 from arkv.models.rope import grid_rotation
 from arkv.models.transformer import Transformer
@@ -135,11 +135,7 @@ class LlamaGen(Model):
         known, device = cls.variant, torch.device(device)
         if source is None and known is not None and device.type == "meta":
             return empty(partial(cls, known), dtype, device)
-        source = place_of(source, known.repository if known else None, f"a file such as {VARIANTS[0].file}")
-        if known is None and is_hub_id(source):
-            raise CheckpointError(f"{source} may have several models: load one by its name or class")
-        wanted = () if known is None else (known.file, known.vq_file)
-        variant, file = find_weights(fetch(source, wanted, revision=revision, token=token), known, VARIANTS)
+        variant, file = cls._find(source, revision, token)
 
         def parts(model: LlamaGen) -> Iterator[Part]:
             yield Part(model.weight_slots(), [file], UNUSED)
@@ -148,8 +144,41 @@ class LlamaGen(Model):
 
         model = load(partial(cls, variant), dtype, device, parts)
         if isinstance(variant.kind, Captions) and text_encoder is not None and device.type != "meta":
-            model.encoder = _encoder(text_encoder, variant.kind, dtype, device, token)
+            kind = variant.kind
+            model.encoder = encoder_for(kind.width, text_encoder, kind.longest, dtype, device, token)
         return model
+
+    @classmethod
+    def load_picture_decoder(
+        cls,
+        source: str | Path | None = None,
+        *,
+        device: torch.device | str = "cpu",
+        decoder: str | Path | None = None,
+        revision: str | None = None,
+        token: str | None = None,
+        **others: Any,
+    ) -> PicturesOnly:
+        """Load the picture decoder and nothing else; arguments and errors as for `from_pretrained`."""
+        variant, file = cls._find(source, revision, token)
+        pictures = find_decoder(decoder, file, variant, token)
+        return pictures_only(
+            partial(cls, variant),
+            device,
+            lambda model: Part(cast(Self, model).vq.weight_slots("llamagen"), [pictures], vq.UNUSED),
+        )
+
+    @classmethod
+    def _find(
+        cls, source: str | Path | None, revision: str | None, token: str | None
+    ) -> tuple[LlamaGenVariant, Path]:
+        """Which model is at a place, and its file."""
+        known = cls.variant
+        source = place_of(source, known.repository if known else None, f"a file such as {VARIANTS[0].file}")
+        if known is None and is_hub_id(source):
+            raise CheckpointError(f"{source} may have several models: load one by its name or class")
+        wanted = () if known is None else (known.file, known.vq_file)
+        return find_weights(fetch(source, wanted, revision=revision, token=token), known, VARIANTS)
 
     @classmethod
     def recognises(cls, source: str | Path) -> bool:
@@ -266,6 +295,11 @@ class LlamaGen(Model):
         """Draw the codes; colours are rounded to the nearest, as by the authors' sampling for FID."""
         return self.vq.pixels(rearrange(tokens, "n (h w) -> n h w", h=self.spec.grid.rows), "nearest")
 
+    @property
+    def picture_part(self) -> nn.Module:
+        """The picture decoder."""
+        return self.vq
+
     def example_prompts(self, count: int, seed: int) -> list[Any]:
         """Classes or captions; without a text encoder, random states of as many tokens as captions have."""
         rng = numpy.random.default_rng(seed)
@@ -355,15 +389,3 @@ LlamaGenT2I256, LlamaGenT2I512 = _of_captions(1, 256), _of_captions(2, 512)
 VARIANTS: tuple[LlamaGenVariant, ...] = tuple(
     cast(LlamaGenVariant, model.variant) for model in LlamaGen.__subclasses__()
 )
-
-
-def _encoder(
-    source: str | Path, kind: Captions, dtype: torch.dtype, device: torch.device, token: str | None
-) -> CaptionEncoder:
-    encoder = CaptionEncoder.from_pretrained(source, kind.longest, dtype=dtype, device=device, token=token)
-    if encoder.width != kind.width:
-        raise CheckpointError(
-            f"the states of the text encoder {source} have width {encoder.width}, "
-            f"the model wants {kind.width}"
-        )
-    return encoder

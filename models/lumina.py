@@ -21,7 +21,7 @@ from typing_extensions import Self
 
 from arkv.errors import ArkvError, CheckpointError, PromptError
 from arkv.grid import Grid
-from arkv.model import Block, Condition, Model, ModelSpec
+from arkv.model import Block, Condition, Model, ModelSpec, PicturesOnly
 from arkv.models.lumina_checkpoint import (
     CELL,
     LUMINA_7B_512,
@@ -40,7 +40,7 @@ from arkv.models.lumina_checkpoint import (
     tokenizer_for,
 )
 from arkv.models.padding import left_padded
-from arkv.models.pretrained import CONFIG_FILE, TOKENIZER_FILE, Part, empty, load
+from arkv.models.pretrained import CONFIG_FILE, TOKENIZER_FILE, Part, empty, load, pictures_only
 from arkv.models.prompting import encode, shown, special_tokens, token_ids
 from arkv.models.transformer import Transformer
 from arkv.models.vq import UNUSED as VQ_UNUSED
@@ -180,6 +180,29 @@ class LuminaMGPT(Model):
         return load(partial(cls, variant, size, words), dtype, device, parts)
 
     @classmethod
+    def load_picture_decoder(
+        cls,
+        source: str | Path | None = None,
+        *,
+        device: torch.device | str = "cpu",
+        size: tuple[int, int] | None = None,
+        vqgan: str | Path | None = None,
+        revision: str | None = None,
+        token: str | None = None,
+        **others: Any,
+    ) -> PicturesOnly:
+        """Load the picture decoder and nothing else; arguments and errors as for `from_pretrained`."""
+        variant = cls.variant or _variant_of(source, size)
+        source = variant.repository if source is None else source
+        folder = fetch(source, (CONFIG_FILE, VQGAN_FILE), revision=revision, token=token)
+        variant, decoder = read_variant(folder, variant), find_vqgan(folder if vqgan is None else vqgan)
+        return pictures_only(
+            partial(cls, variant, size),
+            device,
+            lambda model: Part(cast(Self, model).vq.weight_slots("taming"), [decoder], VQ_UNUSED),
+        )
+
+    @classmethod
     def recognises(cls, source: str | Path) -> bool:
         """Whether a folder has a checkpoint of this family in it, or a repository on the hub is this model's.
 
@@ -280,6 +303,11 @@ class LuminaMGPT(Model):
         grid = self.spec.grid
         codes = rearrange(tokens, "n (rows line) -> n rows line", rows=grid.rows)[:, :, : grid.columns]
         return self.vq.pixels(codes, "down")
+
+    @property
+    def picture_part(self) -> nn.Module:
+        """The picture decoder."""
+        return self.vq
 
     def example_prompts(self, count: int, seed: int) -> list[Any]:
         """Short sentences; without a tokenizer, as many ids of text tokens as such sentences have."""

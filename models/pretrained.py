@@ -16,6 +16,7 @@ from torch import nn
 
 from arkv.errors import CheckpointError
 from arkv.machine.memory import allocated
+from arkv.model import Model, PicturesOnly
 from arkv.weights.checkpoint import WeightSlot, load_weights_
 from arkv.weights.files import check_content, is_file
 
@@ -94,6 +95,28 @@ def load(
         if filled.get(weight.untyped_storage().data_ptr(), 0) < weight.numel():
             raise AssertionError(f"{type(module).__name__} reads no file into its weight {name}")
     return module
+
+
+def pictures_only(
+    build: Callable[[], Model], device: torch.device | str, part: Callable[[Model], Part]
+) -> PicturesOnly:
+    """A model of which the picture decoder alone takes memory.
+
+    Args:
+        build: makes the model.
+        device: where to put the picture decoder.
+        part: its weights in a checkpoint, which may have others, too.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or a tensor is missing or misshapen.
+        MemoryLimitError: the device has not as much memory free.
+    """
+    model = empty(build, torch.float32, torch.device("meta"))
+    assert model.picture_part is not None
+    allocated(model.picture_part, torch.device(device))
+    found = part(model)
+    load_weights_(found.slots, found.files, found.unused)
+    return PicturesOnly(model)
 
 
 def place_of(source: str | Path | None, repository: str | None, example: str) -> str | Path:

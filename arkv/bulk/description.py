@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from arkv.jobs.job import Job
 
 BATCH_SIZE = 16
-MOST_PICTURES = 10**8
-"""Of a job: a list of them has to fit into memory."""
 LARGEST_FILE = 2**20  # bytes of a job.yaml
 
 EngineName = Literal["in-process", "torchrun", "ray"]
@@ -76,11 +74,6 @@ class Description(ListOptions):
         kind, prompts = read_prompts(Path(self.prompts))
         layout = self.layout or (kind if kind in LAYOUTS else "flat")
         samples = LAYOUTS[layout].samples if self.samples is None else self.samples
-        if len(prompts) * samples > MOST_PICTURES:
-            raise ArkvError(
-                f"{len(prompts)} prompts with {samples} samples are {len(prompts) * samples} pictures: a job "
-                f"has room for {MOST_PICTURES}; make several of it"
-            )
         return Job(prompts, layout, samples, self.seed, self.npz_side)
 
     def values(self) -> dict[str, Any]:

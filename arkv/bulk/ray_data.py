@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from arkv.bulk.folder import Folder
     from arkv.bulk.lock import InUse
     from arkv.bulk.prepared import Prepared
-    from arkv.model import Model
+    from arkv.model import PictureDecoder
 
 OLDEST = (2, 60)
 """Version of Ray whose actors can be told how many calls to take at a time."""
@@ -191,7 +191,7 @@ class DevelopActor:
 
     def __init__(self, prepared: Prepared) -> None:
         self._prepared = prepared
-        self._model = self._prepared.description.recipe.load_model("cpu")
+        self._model = self._prepared.description.recipe.load_picture_decoder("cpu")
 
     def __call__(self, batch: Batch) -> Batch:
         """A unit's tokens to its files."""
@@ -205,7 +205,7 @@ class DevelopActor:
         return _files(prepared, self._model, number, Drawn(by_number, failed), told["events"])
 
 
-def _files(prepared: Prepared, model: Model, number: int, drawn: Drawn, events: list[Any]) -> Batch:
+def _files(prepared: Prepared, model: PictureDecoder, number: int, drawn: Drawn, events: list[Any]) -> Batch:
     unit = prepared.units[number]
     made = develop(model, prepared.job, prepared.texts, unit, drawn)
     return {

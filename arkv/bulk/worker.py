@@ -18,7 +18,7 @@ from arkv.decoder import Decoder, Result, Statistics, images
 from arkv.errors import ArkvError, NumericalError, PromptError, is_out_of_memory
 from arkv.jobs.job import Job
 from arkv.machine.instruments import used_memory
-from arkv.model import Model
+from arkv.model import Model, PictureDecoder
 from arkv.pictures.files import in_threads
 from arkv.pictures.layout import Picture, PictureFile
 from arkv.pictures.prompts import Prompt
@@ -152,7 +152,7 @@ class Worker:
 
 
 def develop(
-    model: Model, job: Job, texts: Mapping[str, str], unit: Sequence[PictureFile], drawn: Drawn
+    model: PictureDecoder, job: Job, texts: Mapping[str, str], unit: Sequence[PictureFile], drawn: Drawn
 ) -> list[Made]:
     """The files of a unit and their lines in the index.
 

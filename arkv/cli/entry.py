@@ -6,10 +6,12 @@ import contextlib
 import os
 import shlex
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from arkv.cli.parser import parse
-from arkv.errors import ArkvError, Terminated, is_out_of_memory
+from arkv.errors import ArkvError, ArkvWarning, Terminated, is_out_of_memory
 
 DEBUG = "ARKV_DEBUG"
 """Environment variable that, if it is set, shows the tracebacks of unexpected errors."""
@@ -29,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         SystemExit: after help or version (0), or if the arguments cannot be read (2).
     """
     typed = sys.argv[1:] if argv is None else [str(argument) for argument in argv]
-    with _streams():
+    with _streams(), _warnings():
         doing = "reading the arguments"
         try:
             try:
@@ -90,6 +92,23 @@ def _streams() -> Iterator[None]:
             yield
         finally:
             sys.stdout, sys.stderr = before
+
+
+@contextlib.contextmanager
+def _warnings() -> Iterator[None]:
+    """Warnings of arkv's own as a line each, without the place in its code that Python shows."""
+    usual = warnings.formatwarning
+
+    def told(message: Warning | str, category: type[Warning], *place: Any) -> str:
+        if issubclass(category, ArkvWarning):
+            return f"arkv: warning: {' '.join(str(message).split())}\n"
+        return usual(message, category, *place)
+
+    warnings.formatwarning = told
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
 
 
 def _flush() -> None:

@@ -15,6 +15,7 @@ from arkv.jobs.list_options import ListOptions
 from arkv.jobs.recipe import Recipe, part_of
 from arkv.options import FilePath, OptionError, Positive, Seed, Text, option, options
 from arkv.pictures.files import png, write_whole
+from arkv.pictures.prompts import single_spaced
 
 
 @options
@@ -79,7 +80,7 @@ def run(given: GenerateOptions, typed: str) -> int | None:
         raise ArkvError(f"cannot write {out}: expected a name that ends in .png, or a folder")
     check_writable(out if as_file else out / "0000.png")
     decoder = recipe.load_decoder()
-    prompts = list(given.prompts)
+    prompts = list(map(single_spaced, given.prompts))
     seeds = range(given.seed, given.seed + len(prompts))
     result = decoder.generate(
         prompts,

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from arkv.errors import ArkvError
+from arkv.pictures.prompts import single_spaced
 from arkv.scalars import plain
 
 
 def prompt_list(prompts: Any) -> list[Any]:
-    """Prompts as a list, whatever gives them one by one.
+    """Prompts as a list, whatever gives them one by one, in the form that lists in files have.
 
     Raises:
         ArkvError: they are one text, none, or no collection at all.
@@ -25,6 +26,7 @@ def prompt_list(prompts: Any) -> list[Any]:
     if isinstance(prompts, dict) or not isinstance(prompts, Iterable) or getattr(prompts, "ndim", 1) == 0:
         raise ArkvError(f"prompts is {prompts!r}: expected a list of them")
     given = [plain(prompt) for prompt in prompts]
+    given = [single_spaced(prompt) if isinstance(prompt, str) else prompt for prompt in given]
     if not given:
         raise ArkvError("the list of prompts is empty: give at least one")
     return given

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from arkv.decoding.isolation import isolated
-from arkv.model import Model
+from arkv.model import Model, PictureDecoder
 
 
 class LinesSoFar(Sequence[Image.Image]):
@@ -48,11 +48,11 @@ class LinesSoFar(Sequence[Image.Image]):
         return [image.crop((0, 0, image.width, image.height * done // rows)) for image in whole]
 
 
-def images(model: Model, tokens: Tensor) -> list[Image.Image]:
+def images(model: PictureDecoder, tokens: Tensor) -> list[Image.Image]:
     """The pictures that tokens stand for.
 
     Args:
-        model: whose tokens they are.
+        model: whose tokens they are, or its picture decoder.
         tokens: int64 `[pictures, N]`.
     """
     if not len(tokens):

@@ -72,8 +72,8 @@ class Job:
         check_number("seed", self.seed, 0, 2**64 - 1)
         if self.pictures > MOST_PICTURES:
             raise ArkvError(
-                f"{len(self.prompts):,} prompts of {self.samples:,} samples are {self.pictures:,} pictures; "
-                f"a job has at most {MOST_PICTURES:,}; take fewer, or several jobs"
+                f"{len(self.prompts)} prompts with {self.samples} samples are {self.pictures} pictures: "
+                f"a job has room for {MOST_PICTURES}; make several of it"
             )
         if self.npz_side is not None:
             if self.layout != "npz":

@@ -6,18 +6,21 @@ that does not take one of them says so.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from arkv.errors import ArkvError, CheckpointError, UnknownNameError
 from arkv.options import Filled, Place, Size, option, options
 
 if TYPE_CHECKING:
-    from arkv.model import Model
+    from arkv.model import Model, PictureDecoder
 
 SHAPE_OPTIONS = ("source", "revision", "size")
 WEIGHT_OPTIONS = ("decoder", "vqgan", "text_encoder", "tokenizer")
 
 Dtype = Literal["float32", "bfloat16", "float16"]
+Loaded = TypeVar("Loaded")
 
 
 @options
@@ -51,7 +54,22 @@ class ShapeOptions:
         Raises:
             ArkvError: as `arkv.load_model`.
         """
-        from arkv.registry import load_model, names
+        from arkv.registry import load_model
+
+        return self._load(partial(load_model, dtype=getattr(self, "dtype", None)), device)
+
+    def load_picture_decoder(self, device: str) -> PictureDecoder:
+        """What makes pictures of the model's tokens, and no more of it than that takes.
+
+        Raises:
+            ArkvError: as `arkv.load_model`.
+        """
+        from arkv.picture_decoder import load_picture_decoder
+
+        return self._load(load_picture_decoder, device)
+
+    def _load(self, load: Callable[..., Loaded], device: str | None) -> Loaded:
+        from arkv.registry import names
         from arkv.weights.files import exists, place
         from arkv.weights.hub import is_hub_id
 
@@ -68,7 +86,7 @@ class ShapeOptions:
             options["random_weights"] = True
         target = getattr(self, "device", "meta") if device is None else device
         try:
-            return load_model(name, dtype=getattr(self, "dtype", None), device=target, **options)
+            return load(name, device=target, **options)
         except CheckpointError as error:
             if is_there:
                 raise

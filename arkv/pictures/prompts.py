@@ -10,7 +10,8 @@
 | `.parquet` | a table | `caption` or `prompt`; `image_id` or `id`, if there |
 | `.txt` | prompts or classes | one a line; behind a tab, how many pictures of it |
 
-A prompt is read as text wherever it stands, numbers too: what `1984` means is for the model to say.
+A prompt is read as text wherever it stands, numbers too: what `1984` means is for the model to say. Spaces,
+tabs and line breaks within it are single spaces, and there are none around it.
 
 Files are UTF-8, with or without a byte order mark, with either kind of line end. Blank lines are passed over.
 A prompt that stands twice is drawn twice.
@@ -21,6 +22,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +33,8 @@ from arkv.scalars import whole
 
 MOST = 10**8
 """Prompts of a list, counted as often as they stand for pictures."""
+
+WHITE_SPACE = re.compile(r"[ \t\n\r\v\f]+")
 
 CAPTION_COLUMNS = ("caption", "prompt")
 NAME_COLUMNS = ("image_id", "id")
@@ -51,6 +55,14 @@ class Prompt:
     name: str
     where: str = field(compare=False)
     record: dict[str, Any] | None = field(default=None, hash=False)
+
+
+def single_spaced(text: str) -> str:
+    """A prompt without white space around it, and with single spaces for it inside.
+
+    Only what typing and saving a list leaves is touched: other spaces of Unicode may be meant.
+    """
+    return WHITE_SPACE.sub(" ", text).strip(" ")
 
 
 def read_prompts(path: Path) -> tuple[str, list[Prompt]]:
@@ -95,7 +107,7 @@ def _geneval(path: Path) -> Iterator[Prompt]:
                 raise ArkvError(
                     f'{where} has no text "{name}": expected a record of GenEval, an object a line'
                 )
-        yield Prompt(record["prompt"], f"{number:05d}", where, record)
+        yield Prompt(single_spaced(record["prompt"]), f"{number:05d}", where, record)
 
 
 def _jsonl(path: Path) -> Iterator[Prompt]:
@@ -124,8 +136,8 @@ def _is_geneval(path: Path) -> bool:
 def _dpg(path: Path) -> Iterator[Prompt]:
     """`dpg_bench/prompts` of github.com/TencentQQGYLab/ELLA: pictures are found by the stem of a file."""
     for file in sorted(path.glob("[!.]*.txt")):
-        text = " ".join(_text(file).split())
-        if not text:
+        text = single_spaced(_text(file))
+        if not text.strip():
             raise ArkvError(f"{file} is empty: expected a prompt")
         yield Prompt(text, file.stem, str(file))
 
@@ -169,8 +181,8 @@ def _table(path: Path, delimiter: str) -> Iterator[Prompt]:
                 )
             if delimiter == "\t" and any("\n" in cell for cell in row):
                 raise ArkvError(f"{where} has a quotation mark that is not closed on its line")
-            prompt = " ".join(row[caption].split())
-            if not prompt:
+            prompt = single_spaced(row[caption])
+            if not prompt.strip():
                 raise ArkvError(f"{where} has an empty {columns[caption]}")
             yield Prompt(prompt, f"{number:06d}" if name is None else row[name].strip(), where)
             number += 1
@@ -210,18 +222,18 @@ def _parquet(path: Path) -> Iterator[Prompt]:
 
 
 def _text_or_class(value: object) -> str | None:
-    """A prompt, its white space as single spaces, a number in digits; None for what is none."""
+    """A prompt, a number in digits; None for what is none."""
     number = whole(value)
     if number is not None:
         return str(number)
-    return " ".join(value.split()) or None if isinstance(value, str) else None
+    return single_spaced(value) if isinstance(value, str) and value.strip() else None
 
 
 def _txt(path: Path) -> Iterator[Prompt]:
     lines, total = [], 0
     for where, line in _lines(path):
         text, tab, told = line.rpartition("\t")
-        text, told = (text.strip(), told.strip()) if tab else (told.strip(), "1")
+        text, told = (text, told.strip()) if tab else (told, "1")
         if not told.isdecimal() or not told.strip("0"):
             raise ArkvError(f"{where} has {told!r} behind a tab: expected how many pictures of it to draw")
         total = MOST + 1 if len(told) > len(str(MOST)) else total + int(told)
@@ -229,7 +241,9 @@ def _txt(path: Path) -> Iterator[Prompt]:
             raise ArkvError(
                 f"{where} asks for more pictures than a list has: at most {MOST:,}; take several lists"
             )
-        lines.append((where, text, int(told)))
+        if not text.strip():
+            raise ArkvError(f"{where} has no prompt before its tab: expected a text or a class")
+        lines.append((where, single_spaced(text), int(told)))
     number = 0
     for round_ in range(max((count for _, _, count in lines), default=0)):
         for where, prompt, count in lines:

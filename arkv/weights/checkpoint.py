@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from zlib import crc32
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -101,7 +102,7 @@ def read_weights_(module: nn.Module, path: Path) -> None:
     load_weights_({name: WeightSlot(tensor) for name, tensor in module.state_dict().items()}, [path])
 
 
-def draw_weights_(module: nn.Module, seed: int) -> None:
+def draw_weights_(module: nn.Module, seed: int, prefix: str = "") -> None:
     """Fill a module with random weights of ordinary size, where they are: for measuring, not for pictures.
 
     Matrices keep the variance of what goes through them, norms scale by one, biases are zero.
@@ -109,17 +110,17 @@ def draw_weights_(module: nn.Module, seed: int) -> None:
     Args:
         module: on any device but meta.
         seed: the same weights for one seed on one kind of device.
+        prefix: the name of the module in the model that it is a part of.
     """
-    generators: dict[torch.device, torch.Generator] = {}
     with torch.no_grad():
-        for name, parameter in module.named_parameters():
+        for name, parameter in module.named_parameters(prefix):
             if parameter.ndim < 2:
                 parameter.fill_(0.0 if name.endswith("bias") else 1.0)
                 continue
-            if parameter.device not in generators:
-                generators[parameter.device] = torch.Generator(parameter.device).manual_seed(seed)
-            scale = parameter[0].numel() ** -0.5
-            parameter.normal_(0.0, scale, generator=generators[parameter.device])
+            # Of its name, so that a part of a model gets what it gets with all of it.
+            drawn_from = crc32(f"{seed} {name}".encode())
+            generator = torch.Generator(parameter.device).manual_seed(drawn_from)
+            parameter.normal_(0.0, parameter[0].numel() ** -0.5, generator=generator)
 
 
 def tensor_names(path: Path) -> set[str]:

@@ -7,11 +7,18 @@ Nothing is asked of the hub at import. The client's variables hold: `HF_HOME`, `
 from __future__ import annotations
 
 import re
+import socket
+import threading
+import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from arkv.errors import CheckpointError
 from arkv.weights.files import check_folder, exists, is_folder, place
+
+PATIENCE = 4.0
+"""Seconds in which the hub has to take a connection: its client waits minutes where nobody answers."""
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -49,20 +56,62 @@ def fetch(
         raise CheckpointError(f"there is no file or folder {str(source)[:200]!r}")
     from huggingface_hub import snapshot_download
 
-    folder = Path()
+    folder, unreachable = Path(), _unreachable()
     for patterns in (first, *others):
         try:
             downloaded = snapshot_download(
-                str(source), revision=revision, token=token, allow_patterns=list(patterns)
+                str(source),
+                revision=revision,
+                token=token,
+                allow_patterns=list(patterns),
+                local_files_only=unreachable is not None,
             )
         except Exception as error:  # of the client, of its transport, of the disk
             raise CheckpointError(
-                f"there is no folder {str(source)!r}, and it cannot be had from the hub: {_reason(error)}"
+                f"there is no folder {str(source)!r}, and it cannot be had from the hub: "
+                f"{unreachable or _reason(error)}"
             ) from error
         folder = Path(downloaded)
         if all(any(folder.glob(pattern)) for pattern in patterns):
             break
     return folder
+
+
+def _unreachable() -> str | None:
+    """Why the hub cannot be asked, and what to do; None if it can, or if its client is not to ask."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return None
+    parts = urlsplit(constants.ENDPOINT)
+    proxies, host = urllib.request.getproxies(), parts.hostname or ""
+    proxy = proxies.get(parts.scheme) or proxies.get("all")
+    if proxy and not urllib.request.proxy_bypass(host):
+        parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    why: list[str] = []
+
+    def connect() -> None:
+        try:
+            socket.create_connection((parts.hostname or "", port), PATIENCE).close()
+            why.clear()
+        except OSError as error:
+            why[:] = [error.strerror or str(error)]
+
+    why.append("no answer")
+    # In a thread of its own: looking up a name has no time limit.
+    asking = threading.Thread(target=connect, daemon=True)
+    try:
+        asking.start()
+    except RuntimeError:  # the system has no thread to give
+        return None
+    asking.join(PATIENCE)
+    if not (told := list(why)):
+        return None
+    return (
+        f"no connection to {parts.hostname} ({told[0]}), and it was not downloaded before; connect, or "
+        "download it elsewhere and name the folder that it is in"
+    )
 
 
 def _reason(error: Exception) -> str:

@@ -8,7 +8,6 @@ it is given, so the tensors can be had; a file that names something with which c
 from __future__ import annotations
 
 import re
-import warnings
 import zipfile
 from argparse import Namespace
 from collections import OrderedDict
@@ -19,7 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from arkv.errors import CheckpointError
+from arkv.errors import CheckpointError, warn
 
 WRAPPINGS = ("model", "module", "state_dict")
 """Keys under which training programs put the tensors of a `.pt` file."""
@@ -73,7 +72,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         averaged = next((key for key in AVERAGED if isinstance(content.get(key), dict)), None)
         if wrapping is not None:
             if averaged is not None:
-                _warn(
+                warn(
                     f"{path} has averaged weights, {averaged!r}, beside {wrapping!r}, which is what is read: "
                     f"to draw with the averaged ones, save that part as a file of its own"
                 )
@@ -85,12 +84,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}: expected tensors by name")
     if unread:
-        _warn(f"{path} has objects beside its tensors that are passed over: {', '.join(sorted(unread))}")
+        warn(f"{path} has objects beside its tensors that are passed over: {', '.join(sorted(unread))}")
     return {str(name): tensor for name, tensor in content.items() if isinstance(tensor, Tensor)}
-
-
-def _warn(text: str) -> None:
-    warnings.warn(text, stacklevel=2)
 
 
 def _load(path: Path) -> tuple[Any, set[str]]:

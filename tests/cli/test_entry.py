@@ -167,3 +167,23 @@ def test_help_and_its_errors_import_no_torch() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "out of memory" in done.stderr
+
+
+def test_a_warning_of_arkv_is_one_line(tmp_path: Path) -> None:
+    """Where Python would show the place in the code, too."""
+    (tmp_path / "p.txt").write_text("three red circles\n")
+    torch.save({"x": torch.ones(1), "beside": Path("x")}, tmp_path / "w.pt")
+    program = (
+        "import sys, warnings; from arkv.cli import entry, parser; from arkv.weights.torch_files import *\n"
+        "class Command: name, options = 'x', None\n"
+        "Command.run = lambda *_: (read_tensors(sys.argv[1]), warnings.warn('theirs')) and 0\n"
+        "from pathlib import Path; sys.argv[1] = Path(sys.argv[1])\n"
+        "entry.parse = lambda _: Command\n"
+        "sys.exit(entry.main([]))"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program, tmp_path / "w.pt"], capture_output=True, text=True, check=True
+    )
+    first, second = ran.stderr.splitlines()[:2]
+    assert first.startswith(f"arkv: warning: {tmp_path / 'w.pt'} has objects beside its tensors"), ran.stderr
+    assert second.endswith("UserWarning: theirs"), "of others as it was"

@@ -15,13 +15,14 @@ from lumina_files import WIDE, TinyLumina, write_lumina
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from arkv import Decoder, load_model, load_policy
+from arkv import Decoder, load_model, load_policy, registry
 from arkv.errors import ArkvError, CheckpointError, MemoryLimitError, NumericalError, PromptError
 from arkv.models.captions import CaptionEncoder, clean_caption
 from arkv.models.janus import JanusPro, JanusPro1B
 from arkv.models.janus_checkpoint import ROLES
 from arkv.models.llamagen import LlamaGen, LlamaGenB256
 from arkv.models.pretrained import Part, load, read_tokenizer
+from arkv.picture_decoder import load_picture_decoder
 from arkv.weights.checkpoint import WeightSlot
 
 
@@ -375,3 +376,45 @@ def test_what_leads_to_a_model_is_not_taken_for_one(families: dict[str, Any]) ->
     ]
     for given, said in wrong:
         assert said in refusal(lambda given=given: Decoder(given, policy), ArkvError)
+
+
+def folders_of_picture_decoders(tmp_path: Path) -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("arkv.models.janus.read_variant", lambda *_: (WIDER, "deepseek"))
+        yield JanusPro, write_janus(tmp_path / "a", "deepseek", shards=2), {"source": tmp_path / "a"}
+    yield JanusPro, write_janus(tmp_path / "b", "transformers"), {"source": tmp_path / "b"}
+    yield TinyClasses, write_llamagen(tmp_path / "c", TinyClasses.variant), {"source": tmp_path / "c"}
+    told = {"source": tmp_path / "d", "text_encoder": "nobody/none", "revision": None}
+    yield TinyCaptions, write_llamagen(tmp_path / "d", TinyCaptions.variant), told
+    (tmp_path / "e").mkdir()
+    write_lumina(tmp_path / "e")
+    told = {"source": tmp_path / "e"}
+    yield TinyLumina, TinyLumina.from_pretrained(**told), told | {"tokenizer": "nobody/none"}
+
+
+def test_a_picture_decoder_alone_draws_as_with_the_whole_model_and_takes_no_more_memory(
+    tmp_path: Path,
+) -> None:
+    for kind, model, told in folders_of_picture_decoders(tmp_path):
+        alone = kind.load_picture_decoder(device=torch.device("cpu"), **told)
+        tokens = torch.randint(16, (2, model.spec.grid.tokens), generator=torch.Generator().manual_seed(0))
+        assert torch.equal(alone.pixels(tokens), model.pixels(tokens)), kind
+        with_weights = {name for name, each in alone._model.named_parameters() if not each.is_meta}
+        assert with_weights == {n for n, _ in model.named_parameters() if n.startswith("vq.")}, kind
+
+
+def test_a_picture_decoder_alone_has_the_random_weights_that_the_whole_model_has(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(registry, "load_class", lambda *_: TinyClasses)
+    monkeypatch.setattr(registry, "_points", lambda _: {"tiny": None})
+    whole = load_model("tiny", random_weights=True)
+    alone = load_picture_decoder("tiny", random_weights=True)
+    tokens = torch.arange(whole.spec.grid.tokens)[None]
+    assert torch.equal(alone.pixels(tokens), whole.pixels(tokens))
+
+
+def test_a_model_without_a_picture_decoder_of_its_own_is_loaded_whole() -> None:
+    tokens = torch.zeros(1, 576, dtype=torch.long)
+    whole = load_model("scenes")
+    assert torch.equal(load_picture_decoder("scenes").pixels(tokens), whole.pixels(tokens))

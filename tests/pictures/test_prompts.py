@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from arkv.decoding.arguments import prompt_list
 from arkv.errors import ArkvError
 from arkv.pictures.prompts import read_prompts
 
@@ -140,6 +141,37 @@ def test_a_prompt_means_the_same_wherever_it_stands(tmp_path: Path) -> None:
     assert read(tmp_path / "n.jsonl", '{"prompt": 1984}') == ["1984"], "a number without quotes, too"
 
 
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("a  red   circle", "a red circle"),
+        (" a red circle ", "a red circle"),
+        ("a red\v\fcircle", "a red circle"),
+        ("a\u00a0red\u2003circle", "a\u00a0red\u2003circle"),
+        ("\u3000a circle", "\u3000a circle"),
+    ],
+    ids=["several", "around", "control characters", "other spaces", "a wide one"],
+)
+def test_white_space_means_the_same_wherever_it_stands(typed: str, meant: str, tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    (tmp_path / "dpg").mkdir()
+    (tmp_path / "dpg" / "a.txt").write_text(typed)
+    parquet.write_table(pyarrow.table({"prompt": [typed]}), tmp_path / "p.parquet")
+    got = [each.prompt for name in ("dpg", "p.parquet") for each in read_prompts(tmp_path / name)[1]]
+    for name, content in {
+        "p.txt": typed,
+        "q.txt": f"{typed}\t1",
+        "p.csv": f'prompt\n"{typed}"\n',
+        "p.tsv": f"Prompt\tid\n{typed}\t1\n",
+        "p.jsonl": json.dumps({"prompt": typed}),
+        "g.jsonl": json.dumps({"prompt": typed, "tag": "x"}),
+    }.items():
+        got += read(tmp_path / name, content)
+    assert got == [meant] * 8
+    assert prompt_list([typed]) == [meant], "in Python, and behind --prompt"
+
+
 def test_a_list_that_cannot_be_looked_at_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     write(tmp_path / "p.txt", "a red circle")
@@ -173,6 +205,7 @@ BAD = {
     "empty caption": ("p.csv", "id,caption\n1,\n", "line 2 has an empty caption"),
     "open quotation mark": ("p.tsv", 'Prompt\tNote\na\tb\n"c\td\ne\tf"\t\n', "line 3 has a quotation mark"),
     "count that is none": ("p.txt", "a\nb\tmany\n", "line 2 has 'many' behind a tab"),
+    "count of nothing": ("p.txt", "\t2\n", "line 1 has no prompt before its tab"),
     "count of zero": ("p.txt", "a\t0\n", "line 1 has '0' behind a tab"),
     "no prompts": ("p.txt", "\n \n", "has no prompts in it"),
     "header only": ("p.csv", "caption\n", "has no prompts in it"),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
+import time
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from arkv.models.pretrained import CHOICES
 from arkv.models.scenes.adapter import Scenes
 from arkv.models.transformer import TransformerConfig
 from arkv.models.vq import VQConfig
+from arkv.weights import hub
 from arkv.weights.hub import fetch, is_hub_id
 
 VQ = VQConfig(codes=32, code_dim=8, latent=32, channels=32, multipliers=(1,), blocks=1)
@@ -198,6 +201,33 @@ def test_the_cache_and_the_offline_variable_of_the_hub_are_respected(tmp_path: P
     for message, name in ((absent, "some/model"), (other, "other/model")):
         assert message.startswith(f"there is no folder '{name}', and it cannot be had from the hub: ")
         assert "\n" not in message
+
+
+@pytest.mark.parametrize("kind", ["nobody answers", "no such name"])
+def test_without_a_connection_it_is_refused_within_seconds_and_the_cache_is_used(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    def connect(*_: Any) -> None:
+        if kind == "nobody answers":
+            time.sleep(60)
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "create_connection", connect)
+    monkeypatch.setattr(hub, "PATIENCE", 0.1)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    begun = time.monotonic()
+    with pytest.raises(CheckpointError, match=r"no connection to \S+ \(.*\), and .*; connect, or download"):
+        fetch("nobody/none", ("config.json",))
+    assert time.monotonic() - begun < 3
+    repository = tmp_path / "models--some--model"
+    (repository / "snapshots" / "c").mkdir(parents=True)
+    (repository / "snapshots" / "c" / "config.json").write_text("{}")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("c")
+    assert fetch("some/model", ("config.json",)).name == "c"
 
 
 def test_only_the_files_that_are_needed_are_asked_for(
