@@ -377,19 +377,13 @@ Ratio = Annotated[
     Filled | Number, pydantic.Field(union_mode="left_to_right"), Says("a share such as 1/6 or 0.25")
 ]
 AtLeastOne = MinLen(1)
-Indices = Annotated[
-    tuple[Count, ...], AtLeastOne, BeforeValidator(_comma_list), Says("whole numbers from 0, as in 0,12,23")
-]
-Counts = Annotated[
-    tuple[Positive, ...], AtLeastOne, BeforeValidator(_comma_list), Says("whole numbers from 1, as in 1,4,16")
-]
-Ratios = Annotated[
-    tuple[Ratio, ...], AtLeastOne, BeforeValidator(_comma_list), Says("shares, as in 1,1/2,1/6")
-]
+CommaList = BeforeValidator(_comma_list)
+"""For tuples that are typed with commas."""
+Indices = Annotated[tuple[Count, ...], AtLeastOne, CommaList, Says("whole numbers from 0, as in 0,12,23")]
+Counts = Annotated[tuple[Positive, ...], AtLeastOne, CommaList, Says("whole numbers from 1, as in 1,4,16")]
+Ratios = Annotated[tuple[Ratio, ...], AtLeastOne, CommaList, Says("shares, as in 1,1/2,1/6")]
 Policies = Annotated[
     tuple[Filled, ...], AtLeastOne, BeforeValidator(_policies), Says("policies, as in full,linear:recent=48")
 ]
 Bytes = Annotated[int, Ge(1), BeforeValidator(_bytes), Says("gigabytes above 0, as in 24 or 24GB")]
-Memories = Annotated[
-    tuple[Bytes, ...], AtLeastOne, BeforeValidator(_comma_list), Says("gigabytes above 0, as in 16,24")
-]
+Memories = Annotated[tuple[Bytes, ...], AtLeastOne, CommaList, Says("gigabytes above 0, as in 16,24")]

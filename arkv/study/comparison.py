@@ -55,6 +55,31 @@ class Comparison:
                 raise ArkvError(f"there is no row of {text!r}: there are {', '.join(self.rows)}")
         return pair(self.rows[first], self.rows[second])
 
+    def pairs(self, first: str, second: str) -> list[Pair]:
+        """Two policies at every ratio that both were asked for, picture by picture.
+
+        Args:
+            first: a row by its whole name, or a policy without its ratio, which stands for its rows at all
+                ratios.
+            second: likewise. One row beside several, such as the full cache's, is paired with each of them.
+
+        Raises:
+            ArkvError: there is no such row, no ratio that both have, or as `pair`.
+        """
+        found = {}
+        for text in (first, second):
+            rows = [self.rows[text]] if text in self.rows else self.rows.values()
+            found[text] = [row for row in rows if text in (row.policy, row.name) and row.error is None]
+            if not found[text]:
+                raise ArkvError(f"there is no row of {text!r}: there are {', '.join(self.rows)}")
+        alone = 1 in map(len, found.values())
+        both = [
+            (a, b) for a in found[first] for b in found[second] if alone or a.asked_ratio == b.asked_ratio
+        ]
+        if not both:
+            raise ArkvError(f"{first!r} and {second!r} have no ratio in common")
+        return [pair(a, b) for a, b in both]
+
     def by_ratio(self) -> dict[str, dict[str, Evaluation]]:
         """The rows by ratio, the greatest first, and then by policy without its ratio.
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from PIL import Image
 
@@ -35,13 +36,20 @@ APART = 0.02
 COLUMNS = 4
 """Panels in a row, where every policy has one."""
 
+Against = Literal["ratio", "bytes"]
+AXIS: dict[Against, str] = {
+    "ratio": "ratio: visual tokens kept / all",
+    "bytes": "bytes of keys and values / the full cache's",
+}
+"""What scores are drawn against."""
 
-def draw_comparison(rows: Sequence[Evaluation], title: str) -> Image.Image:
+
+def draw_comparison(rows: Sequence[Evaluation], title: str, against: Against = "ratio") -> Image.Image:
     """`comparison_figure` as an image."""
-    return to_image(comparison_figure(rows, title))
+    return to_image(comparison_figure(rows, title, against))
 
 
-def comparison_figure(rows: Sequence[Evaluation], title: str) -> Figure:
+def comparison_figure(rows: Sequence[Evaluation], title: str, against: Against = "ratio") -> Figure:
     """What policies score against the ratio: accuracy, lost attention and, without a judge, divergence.
 
     Up to six policies share a panel for each of what was measured, and a line is told from another by its
@@ -50,15 +58,19 @@ def comparison_figure(rows: Sequence[Evaluation], title: str) -> Figure:
     Args:
         rows: those that a policy has refused are left out.
         title: stands above.
+        against: the horizontal axis. Bytes count what lies beside the budget, too: the condition, the tokens
+            of a period, and scales.
 
     Raises:
         ArkvError: matplotlib is not installed.
     """
+    if against == "bytes":
+        rows = [replace(row, ratio=row.share_of_bytes) for row in rows]
     rows = [row for row in rows if row.ratio is not None]
     judged = any(row.accuracy is not None for row in rows)
     forced = any(row.attention_lost is not None for row in rows)
     if len(_lines(rows)) > len(COLOURS) and (judged or forced):
-        return _small_multiples(rows, title, judged, forced)
+        return _small_multiples(rows, f"{title}\n{AXIS[against]}; gray: the other policies", judged, forced)
     draws = [_draw_accuracy] * judged + [_draw_attention_lost] * forced
     if any(row.kl for row in rows) and not judged:
         draws.append(_draw_divergence)
@@ -68,7 +80,7 @@ def comparison_figure(rows: Sequence[Evaluation], title: str) -> Figure:
     for draw, axes in zip(draws, panels, strict=True):
         draw(axes, rows)
         _by_ratio(axes, rows, TICKS)
-        axes.set_xlabel("ratio: visual tokens kept / all", fontsize=9)
+        axes.set_xlabel(AXIS[against], fontsize=9)
     add_legend(figure)
     return figure
 
@@ -86,7 +98,7 @@ def _small_multiples(rows: Sequence[Evaluation], title: str, judged: bool, force
     order = sorted(lines, key=merit, reverse=True)
     height = -(-len(order) // COLUMNS)
     figure = new_figure(0.3 + 1.75 * COLUMNS, 1.1 + 1.5 * height, dpi=200)
-    add_title(figure, f"{title}\nby ratio, visual tokens kept / all; gray: the other policies")
+    add_title(figure, title)
     panels = figure.subplots(height, COLUMNS, sharex=True, sharey=True, squeeze=False)
     for index, axes in enumerate(panels.flat):
         if index >= len(order):

@@ -28,8 +28,8 @@ KEPT = {
     "--size --source",
     "bench": f"{USUAL} --batch-sizes --compile --json --kv-dtype --lines --memory --plot --policies --preset "
     "--profile --ratios --repeats --tokens",
-    "eval": f"{USUAL} --batch-size --compile --forced-prompts --kv-dtype --out --plot --policies --prompts "
-    "--ratios",
+    "eval": f"{USUAL} --batch-size --by --compile --forced-prompts --kv-dtype --kv-dtypes --out --pair "
+    "--pictures --plot --policies --prompts --prompts-file --ratios",
     "inspect": f"{USUAL} --animation --heads --layers --lines --out --policy --prompt --ratio "
     "--unconditional",
     "profile": f"{USUAL} --batch-size --compile --map --out --prompts --window",
@@ -73,6 +73,10 @@ def test_no_flag_is_ever_renamed(command: str) -> None:
         ["bench", "--memory", "inf"],
         ["bench", "--memory", "8", "--batch-sizes", "1"],
         ["bench", "--tokens", "8", "--lines", "1"],
+        ["eval", "--out", "a", "--kv-dtypes", "own,int5"],
+        ["eval", "--out", "a", "--kv-dtypes", "own", "--kv-dtype", "int8"],
+        ["eval", "--out", "a", "--pair", "linear"],
+        ["eval", "--out", "a", "--by", "colour"],
         ["run"],
         ["run", "job.yaml", "--resume", "--status"],
         ["sheet"],
