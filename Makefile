@@ -21,7 +21,7 @@ EDITABLE = $(INSTALL) --no-build-isolation --editable
 LINT_IMPORTS := from importlinter.cli import lint_imports_command as lint; lint()
 SOURCES = $(shell find arkv policies models -name __pycache__ -prune -o -print)
 
-.PHONY: help demo test test-oldest lint docs bench gpu gpu-dry format clean
+.PHONY: help demo test test-oldest lint docs results bench gpu gpu-dry format clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -47,7 +47,11 @@ format: $(VENV)/.stamp-dev ## Mend style and format where a tool can
 
 docs: $(VENV)/.stamp-docs build/layout/.stamp ## Build the site into site/, any warning an error
 	$(BIN)/python docs/assets/draw_cache.py --check
+	$(BIN)/python docs/results --check
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+results: $(VENV)/.stamp-docs ## Print tables and plots of docs/results from their rows, and say which rows are old
+	$(BIN)/python docs/results $(ARGS)
 
 bench: $(VENV)/.stamp-base ## Print tokens/s and KV bytes by policy and batch on this machine
 	$(BIN)/arkv bench --model scenes $(ARGS)

@@ -1,0 +1,121 @@
+"""What the results pages say in words, held by their rows.
+
+A sentence of a page that begins in bold has a function here under those words. It is given the rows and the
+sentence, and says whether they agree; a sentence without a function, or one that fails, is an error.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+
+from tables import evaluated
+
+from arkv.study.evaluation import Evaluation
+
+Rows = Mapping[str, Evaluation]
+LINEAR = ("linear", "adakv:of=linear", "pyramid:of=linear")
+LAST_LOOK = ("snapkv", "h2o", "tova")
+BOLD = re.compile(r"^- \*\*(.+?)\*\*", re.M | re.S)
+
+
+def keeps(row: Evaluation, full: Evaluation) -> bool:
+    """Whether nearly as much is right: 95% of the full cache's share."""
+    assert row.accuracy is not None
+    assert full.accuracy is not None
+    return row.accuracy.share >= 0.95 * full.accuracy.share
+
+
+def overlap(row: Evaluation, other: Evaluation) -> bool:
+    """Whether two intervals do."""
+    assert row.accuracy is not None
+    assert other.accuracy is not None
+    return row.accuracy.high >= other.accuracy.low and other.accuracy.high >= row.accuracy.low
+
+
+def share(rows: Rows, policy: str, ratio: str) -> float:
+    """Right at a ratio."""
+    accuracy = rows[at(policy, ratio)].accuracy
+    assert accuracy is not None
+    return accuracy.share
+
+
+def at(policy: str, ratio: str) -> str:
+    """The name of a row."""
+    return f"{policy}{',' if ':' in policy else ':'}ratio={ratio}"
+
+
+def named(text: str) -> set[str]:
+    """The policies that a sentence names."""
+    return set(re.findall(r"`([\w:=,]+)`", text))
+
+
+def little_is_lost_at_half(rows: Rows, text: str) -> bool:
+    """Those named as behind are all that is, and those said to keep up at a quarter are all that do."""
+    behind, at_a_quarter = (named(part) for part in text.split("are behind"))
+    names = {row.name for row in rows.values() if row.asked_ratio}
+    found = {name for name in names if not keeps(rows[at(name, "1/2")], rows["full"])}
+    quarter = {name for name in names if keeps(rows[at(name, "1/4")], rows["full"])}
+    return behind == found and at_a_quarter == quarter
+
+
+def linear_keeps_up(rows: Rows, text: str) -> bool:
+    """Down to an eighth, and with its budgets moved; at a twelfth `snapkv` is the best, and far below."""
+    ratios = ("1/2", "1/4", "1/6", "1/8")
+    keep_up = all(overlap(rows[at(name, ratio)], rows["full"]) for name in LINEAR for ratio in ratios)
+    alike = all(overlap(rows[at("linear", r)], rows[at(name, r)]) for name in LINEAR for r in ratios)
+    twelfth = {row.name: row for row in rows.values() if row.asked_ratio == "1/12"}
+    best = max(twelfth.values(), key=lambda row: row.accuracy.share if row.accuracy else -1)
+    return keep_up and alike and best.name == "snapkv" and not overlap(best, rows["full"])
+
+
+def last_looks_fall(rows: Rows, text: str) -> bool:
+    """Above three quarters of the full cache's at a quarter, below at an eighth."""
+    enough = 0.75 * (rows["full"].accuracy.share if rows["full"].accuracy else 1)
+    return named(text) == set(LAST_LOOK) and all(
+        share(rows, name, "1/4") > enough > share(rows, name, "1/8") for name in LAST_LOOK
+    )
+
+
+def a_window_is_not_enough(rows: Rows, text: str) -> bool:
+    """Nearer to the full cache step by step at an eighth, and worse over whole pictures."""
+    window = rows[at("window", "1/8")]
+    others = [rows[at(name, "1/8")] for name in ("h2o", "tova")]
+    assert window.kl is not None
+    return all(
+        window.kl < (other.kl or 0) and share(rows, "window", "1/8") < share(rows, other.name, "1/8")
+        for other in others
+    )
+
+
+def nothing_is_lost_at_one(rows: Rows, text: str) -> bool:
+    """How many are right with all tokens, and in which policies another number is."""
+    right = {name: row.accuracy.right for name, row in rows.items() if row.accuracy and row.ratio == 1}
+    (most,) = re.findall(r"(\d+) of \d+ right", text)
+    (fewer,) = re.findall(r"(\d+) are right", text)
+    others = {rows[name].name.partition(":")[0]: count for name, count in right.items() if str(count) != most}
+    return named(text) == set(others) and set(map(str, others.values())) == {fewer}
+
+
+CLAIMS: dict[str, Callable[[Rows, str], bool]] = {
+    "At half of the tokens most keep 95% of what the full cache gets right.": little_is_lost_at_half,
+    "LineAR, and the budgets built on its scores, keep the full cache's accuracy": linear_keeps_up,
+    "What looks at the last line only, or at everything that ever was, keeps up at a quarter and falls at an "
+    "eighth": last_looks_fall,
+    "A window is not enough.": a_window_is_not_enough,
+    "At ratio 1 nothing is lost, and every policy draws the full cache's pictures": nothing_is_lost_at_one,
+}
+
+
+def wrong_claims(page: str, name: str) -> list[str]:
+    """What a page says and its rows do not, under "What it says"."""
+    said = page.partition("\n## What it says\n")[2].partition("\n## ")[0]
+    told = []
+    for item in re.split(r"\n(?=- )", said.strip()):
+        bold = BOLD.match(item)
+        lead = "" if bold is None else " ".join(bold[1].split())
+        if lead not in CLAIMS:
+            told.append(f"nothing holds {' '.join(item.split())[:80]!r}")
+        elif not CLAIMS[lead](evaluated(name), " ".join(item.split())):
+            told.append(f"the rows do not say {lead!r}")
+    return told

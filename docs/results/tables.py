@@ -1,0 +1,273 @@
+"""The tables of the results pages, in Markdown, from the JSON lines beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from fractions import Fraction
+from functools import cache
+from pathlib import Path
+
+from arkv.estimate import format_bytes
+from arkv.jobs.journal import read_journal
+from arkv.speed.measurement import Line, Measurement, from_dict, speedups
+from arkv.study.evaluation import Accuracy, Evaluation
+
+HERE = Path(__file__).parent
+CLOSELY = "1/6"
+"""The ratio that groups of prompts are shown for."""
+CALLED = {
+    "full": "full cache",
+    "linear": "LineAR",
+    "ssd": "SSD",
+    "headkv": "HeadKV",
+    "adakv": "Ada-KV",
+    "transformers-dynamic": "transformers, `DynamicCache`",
+    "transformers-static": "transformers, `StaticCache`, compiled",
+}
+"""What the page on speed calls a policy."""
+
+
+@cache
+def evaluated(name: str) -> Mapping[str, Evaluation]:
+    """Rows of `arkv eval` by policy."""
+    _, rows, _ = read_journal(HERE / f"{name}.jsonl")
+    return {policy: Evaluation.from_dict(row) for policy, row in rows.items()}
+
+
+@cache
+def timed(name: str) -> Sequence[Measurement]:
+    """Rows of `arkv bench`, those left out that could not be measured."""
+    _, rows, _ = read_journal(HERE / f"{name}.jsonl", "case")
+    return [row for row in map(from_dict, rows.values()) if isinstance(row, Measurement)]
+
+
+def by_policy(name: str) -> dict[str, dict[str, Evaluation]]:
+    """Rows by policy, the best first, and by ratio; those without a ratio left out."""
+    found: dict[str, dict[str, Evaluation]] = {}
+    for row in evaluated(name).values():
+        if row.asked_ratio is not None:
+            found.setdefault(row.name, {})[row.asked_ratio] = row
+    return dict(sorted(found.items(), key=lambda item: -share(item[1].get(CLOSELY))))
+
+
+def ratios_of(name: str) -> list[str]:
+    """The ratios of a file, the greatest first."""
+    ratios = {row.asked_ratio for row in evaluated(name).values() if row.asked_ratio is not None}
+    return sorted(ratios, key=Fraction, reverse=True)
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """Markdown."""
+    head = list(head)
+    lines = [head, *map(list, rows)]
+    text = ["|" + "".join(f" {cell} |" if cell else " |" for cell in line) for line in lines]
+    return "\n".join([text[0], "|" + "---|" * len(head), *text[1:]]) + "\n"
+
+
+def of_ratios(name: str, cell: Callable[[Evaluation], str], full: str) -> str:
+    """A policy a line, a ratio a column."""
+    ratios = ratios_of(name)
+    rows = [
+        [f"`{policy}`", *(cell(cells[ratio]) if ratio in cells else "" for ratio in ratios)]
+        for policy, cells in by_policy(name).items()
+    ]
+    return table(["policy", *ratios], [["`full`, all tokens", full, *[""] * (len(ratios) - 1)], *rows])
+
+
+def right_by_ratio(name: str) -> str:
+    """Shares of pictures that are right, with their intervals."""
+    return of_ratios(name, lambda row: right(row.accuracy), right(evaluated(name)["full"].accuracy))
+
+
+def lost_by_ratio(name: str) -> str:
+    """Attention lost, and divergence."""
+
+    def cell(row: Evaluation) -> str:
+        return "" if row.attention_lost is None else f"{row.attention_lost:.1%}, {row.kl:.1g}"
+
+    return of_ratios(name, cell, "0, 0")
+
+
+def groups_closely(name: str) -> str:
+    """Groups of prompts, the likeliest token, and bytes, at one ratio."""
+    full = evaluated(name)["full"]
+    rows = {"full": full} | {policy: cells[CLOSELY] for policy, cells in by_policy(name).items()}
+    return table(
+        ["policy", *(group.replace("_", " ") for group in full.groups), "top 1", "KV"],
+        [
+            [
+                f"`{policy}`",
+                *(f"{group.share:.0%}" for group in row.groups.values()),
+                f"{row.top1_agreement:.1%}",
+                f"{(row.kv_bytes or 0) / 1e6:.0f} MB",
+            ]
+            for policy, row in rows.items()
+        ],
+    )
+
+
+def choices_of_linear(name: str) -> str:
+    """LineAR by what its paper leaves open."""
+    rows = [row for row in evaluated(name).values() if row.name.startswith("linear:")]
+    cells = {(*choice_of(row), row.asked_ratio): row for row in rows}
+    scores = list(dict.fromkeys((scoring, ratio) for _, _, scoring, ratio in cells))
+    lines = dict.fromkeys((anchors, recent) for anchors, recent, _, _ in cells)
+
+    def cell(*choice: str | None) -> str:
+        row = cells.get(choice)  # type: ignore[call-overload]
+        return "" if row is None else right(row.accuracy)
+
+    return table(
+        ["anchors", "recent", *(f"{scoring}, {ratio}" for scoring, ratio in scores)],
+        [[a, r, *(cell(a, r, scoring, ratio) for scoring, ratio in scores)] for a, r in lines],
+    )
+
+
+def choice_of(row: Evaluation) -> tuple[str, str, str]:
+    """Anchors, recent tokens and score of a row."""
+    given = dict(part.split("=") for part in row.name.partition(":")[2].split(","))
+    return given["anchors"], given["recent"], given["scoring"]
+
+
+def beside_transformers(name: str) -> str:
+    """Speed beside another library's."""
+    rows = sorted(timed(name), key=lambda row: row.tokens_per_second)
+    best = rows[-1]
+    first = best.by_line[0].line + 1
+    others = ", ".join(str(line.line + 1) for line in best.by_line[1:])
+    return table(
+        ["", "tokens/s", f"ms a step, line {first}, {others}", "LineAR is faster by", "KV", "peak"],
+        [
+            [
+                called(row),
+                number(row.tokens_per_second),
+                of_lines(row, lambda line: line.milliseconds),
+                "" if row is best else f"{best.tokens_per_second / row.tokens_per_second:.3g}",
+                *sizes(row),
+            ]
+            for row in rows
+        ],
+    )
+
+
+def few_pictures(name: str) -> str:
+    """One picture and four."""
+    rows = sorted(timed(name), key=lambda row: (row.batch_size, row.tokens_per_second))
+    head = ["pictures", "", "tokens/s", "ms a step, median and 95%", "share of the roofline", "KV", "peak"]
+    return table(
+        head,
+        [
+            [
+                str(row.batch_size),
+                called(row),
+                f"{row.tokens_per_second:#.3g}",
+                f"{row.milliseconds_per_step:.0f}, {row.milliseconds_per_step_p95:.0f}",
+                f"{row.roofline_share:.0%}",
+                *sizes(row),
+            ]
+            for row in rows
+        ],
+    )
+
+
+def at_equal_memory(name: str) -> str:
+    """The largest batches."""
+    head = ["memory", "", "pictures at a time", "pictures a minute", "ms a step", "peak"]
+    return table(
+        head,
+        [
+            [
+                format_bytes(row.memory or 0),
+                called(row),
+                str(row.batch_size),
+                f"{60 * (row.pictures_per_second or 0):.1f}",
+                f"{row.milliseconds_per_step:,.0f}",
+                format_bytes(row.peak_bytes or 0),
+            ]
+            for row in timed(name)
+        ],
+    )
+
+
+def growth(name: str) -> str:
+    """What a step takes against what heads hold."""
+    rows = timed(name)
+    return table(
+        ["ratio", *(row.policy.partition("ratio=")[2] for row in rows)],
+        [
+            ["KV", *(format_bytes(row.kv_bytes) for row in rows)],
+            ["ms a step, median", *(f"{row.milliseconds_per_step:.0f}" for row in rows)],
+            ["95%", *(f"{row.milliseconds_per_step_p95:.0f}" for row in rows)],
+        ],
+    )
+
+
+def of_a_large_grid(name: str) -> str:
+    """Time and slots by line."""
+    lines = ", ".join(str(line.line + 1) for line in timed(name)[0].by_line)
+    head = ["", f"ms a step, line {lines}", "slots of a head then", "share of the roofline", "KV", "peak"]
+    return table(
+        head,
+        [
+            [
+                called(row),
+                of_lines(row, lambda line: line.milliseconds),
+                of_lines(row, lambda line: line.slots),
+                f"{row.roofline_share:.0%}",
+                *sizes(row),
+            ]
+            for row in timed(name)
+        ],
+    )
+
+
+def unequal_heads(name: str) -> str:
+    """Policies whose heads are of different sizes."""
+    rows = timed(name)
+    return table(
+        ["", "tokens/s", "of the full cache's", "ms a step", "KV"],
+        [
+            [
+                called(row).partition(",")[0],
+                f"{row.tokens_per_second:,.0f}",
+                f"{faster:.2f}",
+                f"{row.milliseconds_per_step:.2f}",
+                format_bytes(row.kv_bytes),
+            ]
+            for row, faster in zip(rows, speedups(rows), strict=True)
+        ],
+    )
+
+
+def called(row: Measurement) -> str:
+    """A policy in words, with its ratio."""
+    name, _, ratio = row.policy.partition(":ratio=")
+    return ", ".join(filter(None, (CALLED[name], ratio)))
+
+
+def of_lines(row: Measurement, what: Callable[[Line], float]) -> str:
+    """A number a line of the picture."""
+    return ", ".join(f"{what(line):,.0f}" for line in row.by_line)
+
+
+def sizes(row: Measurement) -> tuple[str, str]:
+    """Bytes of keys and values, and the most in all."""
+    return format_bytes(row.kv_bytes), format_bytes(row.peak_bytes or 0)
+
+
+def number(value: float) -> str:
+    """Three digits."""
+    return f"{value:#.3g}".rstrip(".")
+
+
+def share(row: Evaluation | None) -> float:
+    """The share of pictures that are right; less than any of them if there is none."""
+    return -1.0 if row is None or row.accuracy is None else row.accuracy.share
+
+
+def right(accuracy: Accuracy | None) -> str:
+    """A share and its interval in percent."""
+    if accuracy is None:
+        return "refused"
+    # The space is one that does not break: in a narrow cell an interval stays in one piece.
+    return f"{accuracy.share:.1%} [{100 * accuracy.low:.0f},\N{NO-BREAK SPACE}{100 * accuracy.high:.0f}]"
