@@ -248,7 +248,7 @@ class Model(nn.Module, ABC):
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the weights, and so of keys and values."""
-        return next(self.parameters()).dtype
+        return next(p.dtype for p in self.parameters() if p.is_floating_point())
 
     @property
     def device(self) -> torch.device:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from arkv.model import Model
     from arkv.policy import CachePolicy
+    from arkv.weights.quantization import WeightDtype
 
 Kind = Literal["model", "policy"]
 GROUPS: dict[Kind, str] = {"model": "arkv.models", "policy": "arkv.policies"}
@@ -171,6 +172,8 @@ def load_model(
     device: torch.device | str = "cpu",
     random_weights: bool = False,
     seed: int = 0,
+    weights: WeightDtype | None = None,
+    lora: str | Path | None = None,
     **options: Any,
 ) -> Model:
     """Load a model with its weights, packed where that makes it faster (see `arkv.weights.packing`).
@@ -185,34 +188,49 @@ def load_model(
             needed. Prompts are then what the model takes without its tokenizer or text encoder, such as its
             `example_prompts`.
         seed: of random weights.
+        weights: "int8" or "int4" to store the weights of the transformer's blocks in eight or four bits,
+            rounded while they are read (see `arkv.weights.quantization`); None for plain ones.
+        lora: folder, or repository on the hub, of a LoRA adapter that peft saved, which is merged into the
+            weights before they are rounded.
         options: what else the model's `from_pretrained` takes: for the published families `source`, where
             its checkpoint is if not in its repository, and `revision` and `token` of the hub.
 
     Raises:
         UnknownNameError: there is no such model, or it takes no such option.
-        CheckpointError: its weights cannot be read, or nobody recognises them.
+        CheckpointError: its weights cannot be read, or nobody recognises them; the adapter is not for them.
         MemoryLimitError: the device has not as much memory free as the weights take.
     """
     import torch
 
     from arkv.weights.packing import pack_
+    from arkv.weights.quantization import check_weight_dtype
+    from arkv.weights.quantized import quantize_
 
     seed_number = whole(seed)
     if seed_number is None or not 0 <= seed_number < 2**64:
         raise ArkvError(f"seed is {shown(seed)}: expected a whole number from 0 to 2**64 - 1")
     device = usable_device(device)
+    check_weight_dtype(weights)
+    if lora is not None:
+        if random_weights:
+            raise ArkvError("lora is given with random weights: leave one of them out")
+        options["lora"] = lora
     model_class, options = class_and_options(name, options)
     if dtype is None:
         dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     dtype = torch_dtype(dtype)
     if device.type == "mps" and dtype == torch.float64:
         raise ArkvError("the dtype is float64, which the device 'mps' has not: take float32")
+    if weights is not None and "weights" in inspect.signature(model_class.from_pretrained).parameters:
+        options["weights"] = weights
     with reading(options.get("source") or name):
         if random_weights:
             model = model_class.from_pretrained(dtype=dtype, device=torch.device("meta"), **options)
             model = with_random_weights(model, device, seed_number)
         else:
             model = model_class.from_pretrained(dtype=dtype, device=device, **options)
+    if weights is not None:
+        quantize_(model, weights)  # does nothing where that was done while the weights were read
     pack_(model)
     return model
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from arkv.errors import CheckpointError
 from arkv.models.transformer import MOST_LAYERS, MOST_WIDTH, TransformerConfig
+from arkv.weights.foreign import check_config
 
 MOST_TOKENS = 2**24
 """Bound of a vocabulary, beyond all that there are."""
@@ -71,7 +72,6 @@ IDENTITY: Mapping[str, tuple[Any, ...]] = {
     "qk_norm": (False,),
     "qk_layernorm": (False,),
     "use_parallel_residual": (False,),
-    "quantization_config": (),
 }
 """Keys of transformers' Llama and of its relatives, with the values under which they change nothing."""
 
@@ -84,12 +84,13 @@ class Section:
         where: file and key, for messages.
 
     Raises:
-        CheckpointError: it is no object.
+        CheckpointError: it is no object, or of weights that are quantised.
     """
 
     def __init__(self, content: object, where: str) -> None:
         if not isinstance(content, dict):
             raise CheckpointError(f"{where} is {_shown(content)}: expected an object with keys")
+        check_config(where, content)
         self.where = where
         self._content = content
         self._seen: set[str] = set()

@@ -45,6 +45,7 @@ from arkv.weights.checkpoint import WeightSlot
 from arkv.weights.files import place, weight_files
 from arkv.weights.hub import fetch
 from arkv.weights.packing import Linear
+from arkv.weights.quantization import WeightDtype
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -117,6 +118,8 @@ class JanusPro(Model):
         device: torch.device | str = "cpu",
         revision: str | None = None,
         token: str | None = None,
+        weights: WeightDtype | None = None,
+        lora: str | Path | None = None,
     ) -> Self:
         """Load a published checkpoint, or a finetuned one in the same layout.
 
@@ -127,6 +130,8 @@ class JanusPro(Model):
             device: where to put them. For the meta device no weight is read.
             revision: of the repository.
             token: for the hub.
+            weights: how those of the blocks are stored; None for as they are.
+            lora: folder or repository of an adapter to merge into the weights.
 
         Raises:
             CheckpointError: a file is missing, damaged, or belongs to another model.
@@ -134,13 +139,15 @@ class JanusPro(Model):
         """
         known = cls.variant
         if source is None and known is not None and torch.device(device).type == "meta":
-            return empty(partial(cls, known), dtype, torch.device(device))
+            return empty(partial(cls, known), dtype, torch.device(device), weights)
         folder, variant, layout = cls._find(source, revision, token)
         return load(
             partial(cls, variant, read_tokenizer(folder)),
             dtype,
             device,
             lambda model: [Part(model.weight_slots(layout), weight_files(folder), UNUSED[layout])],
+            weights,
+            lora,
         )
 
     @classmethod

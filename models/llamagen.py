@@ -44,6 +44,7 @@ from arkv.weights.checkpoint import WeightSlot
 from arkv.weights.files import place
 from arkv.weights.hub import fetch, is_hub_id
 from arkv.weights.packing import Linear
+from arkv.weights.quantization import WeightDtype
 
 ROPE_THETA = 10_000.0
 TEXT_ENCODER = "google/flan-t5-xl"
@@ -114,6 +115,8 @@ class LlamaGen(Model):
         text_encoder: str | Path | None = TEXT_ENCODER,
         revision: str | None = None,
         token: str | None = None,
+        weights: WeightDtype | None = None,
+        lora: str | Path | None = None,
     ) -> Self:
         """Load a published checkpoint, or one that the authors' programs wrote.
 
@@ -128,13 +131,15 @@ class LlamaGen(Model):
                 none, if captions are given as states.
             revision: of the repository named by `source`.
             token: for the hub.
+            weights: how those of the blocks are stored; None for as they are.
+            lora: folder or repository of an adapter to merge into the weights.
 
         Raises:
             CheckpointError: a file is missing, damaged, or belongs to another model.
         """
         known, device = cls.variant, torch.device(device)
         if source is None and known is not None and device.type == "meta":
-            return empty(partial(cls, known), dtype, device)
+            return empty(partial(cls, known), dtype, device, weights)
         variant, file = cls._find(source, revision, token)
 
         def parts(model: LlamaGen) -> Iterator[Part]:
@@ -142,7 +147,7 @@ class LlamaGen(Model):
             pictures = find_decoder(decoder, file, variant, token)
             yield Part(model.vq.weight_slots("llamagen"), [pictures], vq.UNUSED)
 
-        model = load(partial(cls, variant), dtype, device, parts)
+        model = load(partial(cls, variant), dtype, device, parts, weights, lora)
         if isinstance(variant.kind, Captions) and text_encoder is not None and device.type != "meta":
             kind = variant.kind
             model.encoder = encoder_for(kind.width, text_encoder, kind.longest, dtype, device, token)

@@ -50,6 +50,7 @@ from arkv.weights.checkpoint import WeightSlot
 from arkv.weights.files import is_file, place, weight_files
 from arkv.weights.hub import fetch, is_hub_id
 from arkv.weights.packing import Linear
+from arkv.weights.quantization import WeightDtype
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -135,6 +136,8 @@ class LuminaMGPT(Model):
         tokenizer: Path | str | None = None,
         revision: str | None = None,
         token: str | None = None,
+        weights: WeightDtype | None = None,
+        lora: str | Path | None = None,
     ) -> Self:
         """Load a published checkpoint, or a finetuned one in the same layout.
 
@@ -152,6 +155,8 @@ class LuminaMGPT(Model):
                 or for the published one if they come from the hub.
             revision: of the repository.
             token: for the hub.
+            weights: how those of the blocks are stored; None for as they are.
+            lora: folder or repository of an adapter to merge into the weights.
 
         Raises:
             CheckpointError: a file is missing, damaged, or belongs to another model.
@@ -161,7 +166,7 @@ class LuminaMGPT(Model):
         device = torch.device(device)
         variant = cls.variant or _variant_of(source, size)
         if device.type == "meta":
-            return empty(partial(cls, variant, size), dtype, device)
+            return empty(partial(cls, variant, size), dtype, device, weights)
         source = variant.repository if source is None else source
         # What may be missing is looked for before the large files are downloaded.
         folder = fetch(source, (CONFIG_FILE, TOKENIZER_FILE, VQGAN_FILE), revision=revision, token=token)
@@ -177,7 +182,7 @@ class LuminaMGPT(Model):
             yield Part(model.weight_slots(norm_rows(files, model.spec.heads)), files, UNUSED)
             yield Part(model.vq.weight_slots("taming"), [decoder], VQ_UNUSED)
 
-        return load(partial(cls, variant, size, words), dtype, device, parts)
+        return load(partial(cls, variant, size, words), dtype, device, parts, weights, lora)
 
     @classmethod
     def load_picture_decoder(

@@ -6,19 +6,24 @@ else is the same for all: an empty model, strict loading, the tokenizer without 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from arkv.errors import CheckpointError
 from arkv.machine.memory import allocated
 from arkv.model import Model, PicturesOnly
 from arkv.weights.checkpoint import WeightSlot, load_weights_
 from arkv.weights.files import check_content, is_file
+from arkv.weights.lora import read_adapter
+from arkv.weights.quantization import WeightDtype
+from arkv.weights.quantized import QuantizedLinear, layers, quantize_
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -47,19 +52,27 @@ class Part:
     unused: Sequence[str] = ()
 
 
-def empty(build: Callable[[], AnyModule], dtype: torch.dtype, device: torch.device) -> AnyModule:
+def empty(
+    build: Callable[[], AnyModule],
+    dtype: torch.dtype,
+    device: torch.device,
+    weights: WeightDtype | None = None,
+) -> AnyModule:
     """A module in evaluation mode whose weights are yet to be read.
 
     Args:
         build: makes the module.
         dtype: of its weights, but for those that keep their own.
         device: where to put them; the meta device has shapes only.
+        weights: how the weights of a model's blocks are stored; None for as they are.
 
     Raises:
         MemoryLimitError: the device has not as much memory free.
     """
     with torch.device("meta"):  # nothing is drawn at random only to be overwritten
         module = build().to(dtype)
+        if weights is not None and isinstance(module, Model):
+            quantize_(module, weights)
     return allocated(module, device).eval()
 
 
@@ -68,6 +81,8 @@ def load(
     dtype: torch.dtype,
     device: torch.device | str,
     parts: Callable[[AnyModule], Iterable[Part]],
+    weights: WeightDtype | None = None,
+    lora: str | Path | None = None,
 ) -> AnyModule:
     """A module in evaluation mode with every one of its weights read from a file.
 
@@ -75,24 +90,36 @@ def load(
         build: makes the module.
         dtype: of its weights, but for those that keep their own.
         device: where to put them. For the meta device no weight is read.
-        parts: the checkpoints of the module's parts, which together have all of its weights.
+        parts: the checkpoints of the module's parts, which together have all of its weights; that of the
+            transformer first.
+        weights: how the weights of a model's blocks are stored: they are rounded as they are read, so that no
+            more than one plain weight is in memory; None for as they are.
+        lora: place of an adapter for the first part, merged into it before it is rounded.
 
     Raises:
         CheckpointError: a file is missing or damaged, or a tensor is missing, unexpected or misshapen.
         MemoryLimitError: the device has not as much memory free.
     """
     device = torch.device(device)
-    module = empty(build, dtype, device)
+    module = empty(build, dtype, device, weights)
     if device.type == "meta":
         return module
-    filled: dict[int, int] = {}
+    adapter = None if lora is None else read_adapter(lora)
+    quantized = {_memory(layer.weight): layer for _, layer in layers(module)}
+    filled = Counter[int]()
     for part in parts(module):
-        load_weights_(part.slots, part.files, part.unused)
-        for slot in part.slots.values():
-            storage = slot.target.untyped_storage().data_ptr()
-            filled[storage] = filled.get(storage, 0) + slot.target.numel()
-    for name, weight in module.named_parameters():
-        if filled.get(weight.untyped_storage().data_ptr(), 0) < weight.numel():
+        slots = {name: _taken(slot, quantized) for name, slot in part.slots.items()}
+        if adapter is None:
+            load_weights_(slots, part.files, part.unused)
+        else:
+            adapter.check(slots)
+            with adapter.merging() as merged:
+                load_weights_(slots, part.files, part.unused, merged)
+            adapter = None
+        for slot in slots.values():
+            filled[_memory(slot.target)] += slot.target.numel()
+    for name, weight in slots_of(module).items():
+        if filled[_memory(weight.target)] < weight.target.numel():
             raise AssertionError(f"{type(module).__name__} reads no file into its weight {name}")
     return module
 
@@ -117,6 +144,31 @@ def pictures_only(
     found = part(model)
     load_weights_(found.slots, found.files, found.unused)
     return PicturesOnly(model)
+def slots_of(module: nn.Module) -> dict[str, WeightSlot]:
+    """Where the tensors of a checkpoint go that has parameters and persistent buffers under their own names.
+
+    Of a quantised layer it is the plain weight that has a place.
+    """
+    plain = {f"{name}.weight": layer.weight for name, layer in layers(module)}
+    rounded = {f"{name}.{part}" for name, _ in layers(module) for part in ("codes", "scales")}
+    own = {name: tensor for name, tensor in module.state_dict(keep_vars=True).items() if name not in rounded}
+    return {name: WeightSlot(tensor) for name, tensor in (own | plain).items()}
+
+
+def _taken(slot: WeightSlot, quantized: Mapping[int, QuantizedLinear]) -> WeightSlot:
+    """A slot whose tensor is rounded, where its target is some rows of a quantised layer's weight."""
+    layer = quantized.get(_memory(slot.target))
+    if layer is None:
+        return slot
+    target, columns = slot.target, layer.in_features
+    if target.shape[1:] != (columns,) or target.stride() != (columns, 1):
+        raise AssertionError(f"a tensor of shape {tuple(target.shape)} is no rows of a weight of {layer}")
+    return replace(slot, take=partial(layer.quantize_, first=target.storage_offset() // columns))
+
+
+def _memory(tensor: Tensor) -> int:
+    """What tells one piece of memory from another, on the meta device too."""
+    return cast(int, tensor.untyped_storage()._cdata)
 
 
 def place_of(source: str | Path | None, repository: str | None, example: str) -> str | Path:

@@ -16,10 +16,11 @@ from arkv.options import Filled, Place, Size, option, options
 if TYPE_CHECKING:
     from arkv.model import Model, PictureDecoder
 
-SHAPE_OPTIONS = ("source", "revision", "size")
-WEIGHT_OPTIONS = ("decoder", "vqgan", "text_encoder", "tokenizer")
+SHAPE_OPTIONS = ("source", "revision", "size", "weights")
+WEIGHT_OPTIONS = ("decoder", "vqgan", "text_encoder", "tokenizer", "lora")
 
 Dtype = Literal["float32", "bfloat16", "float16"]
+WeightDtype = Literal["int8", "int4"]
 Loaded = TypeVar("Loaded")
 
 
@@ -46,6 +47,9 @@ class ShapeOptions:
         default=None,
         metavar="WIDTHxHEIGHT",
         help="of the pictures, for models of several shapes: Lumina-mGPT (default: the square)",
+    )
+    weights: WeightDtype | None = option(
+        default=None, help="store the weights of the blocks in eight or four bits (default: as --dtype says)"
     )
 
     def load_model(self, device: str | None = None) -> Model:
@@ -137,6 +141,11 @@ class ModelOptions(ShapeOptions):
         default=None,
         metavar="PLACE",
         help="tokenizer.json, its folder or repository: Lumina-mGPT (default: beside the checkpoint)",
+    )
+    lora: Place | None = option(
+        default=None,
+        metavar="PLACE",
+        help="folder or repository of a LoRA adapter to merge into the weights",
     )
     random_weights: bool = option(
         default=False,

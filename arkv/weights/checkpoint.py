@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from arkv.errors import CheckpointError
 from arkv.weights.files import check_content, is_file
+from arkv.weights.foreign import check_plain
+from arkv.weights.quantized import QuantizedLinear
 from arkv.weights.torch_files import read_tensors
 
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -39,11 +41,14 @@ class WeightSlot:
         target: parameter, buffer, or a view of one, that it is copied into, on its device and in its dtype.
         convert: makes a tensor of the target's shape from the one in the file; None where they are alike.
         shape: shape in the file; None for the target's.
+        take: takes the converted tensor, where it is not copied as it is; the target then only says of which
+            shape it is.
     """
 
     target: Tensor
     convert: Callable[[Tensor], Tensor] | None = None
     shape: tuple[int, ...] | None = None
+    take: Callable[[Tensor], None] | None = None
 
     @property
     def wanted(self) -> tuple[int, ...]:
@@ -51,7 +56,12 @@ class WeightSlot:
         return tuple(self.target.shape) if self.shape is None else self.shape
 
 
-def load_weights_(slots: Mapping[str, WeightSlot], files: Sequence[Path], unused: Sequence[str] = ()) -> None:
+def load_weights_(
+    slots: Mapping[str, WeightSlot],
+    files: Sequence[Path],
+    unused: Sequence[str] = (),
+    change: Callable[[str, Tensor], Tensor] | None = None,
+) -> None:
     """Copy the tensors of a checkpoint to where they belong, one at a time.
 
     Beside the targets no more than about a thirtieth of a file is in memory at any time. Nothing is copied
@@ -61,14 +71,16 @@ def load_weights_(slots: Mapping[str, WeightSlot], files: Sequence[Path], unused
         slots: by the names that the tensors have in the checkpoint.
         files: its parts: `.safetensors`, or what `torch.save` wrote, bare or under one of `WRAPPINGS`.
         unused: patterns of names that the checkpoint may have and the model does not use.
+        change: makes of a tensor, by its name, the one that is used, of the same shape; None for nothing.
 
     Raises:
-        CheckpointError: a file is missing or damaged, or a tensor is missing, unexpected, misshapen or not
-            of floating-point numbers where the model's are.
+        CheckpointError: a file is missing or damaged, the weights are quantised, or a tensor is missing,
+            unexpected, misshapen or not of floating-point numbers where the model's are.
     """
     found = {path: _names(path) for path in files}
     together = {name: facts for names in found.values() for name, facts in names.items()}
     where = str(files[0]) if len(files) == 1 else f"the checkpoint in {files[0].parent}"
+    check_plain(where, together)
     if len(together) < sum(map(len, found.values())):
         counts = Counter(name for names in found.values() for name in names)
         raise CheckpointError(f"{where} has {counts.most_common(1)[0][0]} in two files: remove one of them")
@@ -84,22 +96,10 @@ def load_weights_(slots: Mapping[str, WeightSlot], files: Sequence[Path], unused
     with torch.no_grad():
         for path, names in found.items():
             for part in _parts([name for name in names if name in slots], names):
-                with _opened(path) as read:
+                with opened(path) as read:
                     for name in part:
-                        _copy_(slots[name], read(name), name)
-
-
-def read_weights_(module: nn.Module, path: Path) -> None:
-    """Copy a file into the parameters and persistent buffers of a module, keeping their dtypes.
-
-    Args:
-        module: takes every tensor of the file, and has no other.
-        path: the file, as for `load_weights_`.
-
-    Raises:
-        CheckpointError: as `load_weights_`.
-    """
-    load_weights_({name: WeightSlot(tensor) for name, tensor in module.state_dict().items()}, [path])
+                        tensor = read(name) if change is None else change(name, read(name))
+                        _fill_(slots[name], tensor, name)
 
 
 def draw_weights_(module: nn.Module, seed: int, prefix: str = "") -> None:
@@ -112,15 +112,25 @@ def draw_weights_(module: nn.Module, seed: int, prefix: str = "") -> None:
         seed: the same weights for one seed on one kind of device.
         prefix: the name of the module in the model that it is a part of.
     """
+    def draw_(matrix: Tensor, name: str) -> None:
+        # Of its name, so that a part of a model gets what it gets with all of it.
+        drawn_from = crc32(f"{seed} {name}".encode())
+        generator = torch.Generator(matrix.device).manual_seed(drawn_from)
+        matrix.normal_(0.0, matrix[0].numel() ** -0.5, generator=generator)
+
     with torch.no_grad():
-        for name, parameter in module.named_parameters(prefix):
-            if parameter.ndim < 2:
-                parameter.fill_(0.0 if name.endswith("bias") else 1.0)
-                continue
-            # Of its name, so that a part of a model gets what it gets with all of it.
-            drawn_from = crc32(f"{seed} {name}".encode())
-            generator = torch.Generator(parameter.device).manual_seed(drawn_from)
-            parameter.normal_(0.0, parameter[0].numel() ** -0.5, generator=generator)
+        for path, owner in module.named_modules(prefix=prefix):
+            for name, parameter in owner.named_parameters(path, recurse=False):
+                if isinstance(owner, QuantizedLinear) and not name.endswith("bias"):
+                    continue
+                if parameter.ndim < 2:
+                    parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+                else:
+                    draw_(parameter, name)
+            if isinstance(owner, QuantizedLinear):
+                plain = torch.empty_like(owner.weight, device=owner.codes.device)
+                draw_(plain, f"{path}.weight")
+                owner.quantize_(plain)
 
 
 def tensor_names(path: Path) -> set[str]:
@@ -132,8 +142,17 @@ def tensor_names(path: Path) -> set[str]:
     return set(_names(path))
 
 
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors in one file, by name.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
+    return {name: shape for name, (shape, _) in _names(path).items()}
+
+
 @contextmanager
-def _opened(path: Path) -> Iterator[Callable[[str], Tensor]]:
+def opened(path: Path) -> Iterator[Callable[[str], Tensor]]:
     """Gives a function from the name of a tensor to the tensor, mapped into memory."""
     if path.suffix == ".safetensors":
         with safe_open(path, framework="pt") as file:
@@ -198,13 +217,16 @@ def _parts(names: list[str], facts: Names) -> Iterator[list[str]]:
         yield part
 
 
-def _copy_(slot: WeightSlot, tensor: Tensor, name: str) -> None:
+def _fill_(slot: WeightSlot, tensor: Tensor, name: str) -> None:
     converted = tensor if slot.convert is None else slot.convert(tensor)
     if converted.shape != slot.target.shape:  # copy_ would broadcast
         raise ValueError(
             f"{name} is converted to {tuple(converted.shape)}, its target is {tuple(slot.target.shape)}"
         )
-    slot.target.copy_(converted)
+    if slot.take is None:
+        slot.target.copy_(converted)
+    else:
+        slot.take(converted)
 
 
 def _some(names: Iterable[str]) -> str:

@@ -9,53 +9,58 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import Self
 
 # oneDNN chooses the order for a number of rows; this one serves fewer and more as well.
 ROWS = 64
 
 
-class Linear(nn.Linear):
-    """A linear layer whose weight can be packed.
+class Packable(nn.Module):
+    """A layer with a parameter that can be put in another order, on a CPU.
 
-    A packed weight knows its shape and dtype, but not where its numbers are. Whoever asks for them, to save
-    the weights or to move them to another device, is given the plain weight.
+    Whoever asks for it, to save the layer or to move it to another device, is given the plain one.
 
     Attributes:
+        packed_name: what the parameter is called.
         packed: whether it is packed. The tensor knows, too, but not while a graph is traced.
     """
 
+    packed_name: ClassVar[str]
     packed = False
 
-    def forward(self, input: Tensor) -> Tensor:
-        """`[..., in_features]` to `[..., out_features]`."""
-        if self.packed:
-            return packed_linear(input, self.weight, self.bias)
-        return F.linear(input, self.weight, self.bias)
+    def can_pack(self) -> bool:
+        """Whether there is another order for it, where it is now."""
+        raise NotImplementedError
+
+    def _pack(self, tensor: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _unpack(self, tensor: Tensor) -> Tensor:
+        raise NotImplementedError
 
     def pack_(self) -> None:
-        """Pack the weight, which is bfloat16 on a CPU that has `can_pack`; it takes no gradients then."""
+        """Pack the parameter of a layer that can be packed; it takes no gradients then."""
         if not self.packed:
-            packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach(), ROWS)
-            self.weight, self.packed = nn.Parameter(packed, requires_grad=False), True
+            self._set(self._pack(self._parameter.detach()), packed=True)
 
     def unpack_(self) -> None:
-        """Make the weight a plain one again."""
+        """Make the parameter a plain one again."""
         if self.packed:
-            self.weight, self.packed = self._plain(), False
+            self._set(self._plain(), packed=False)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Linear:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         self.unpack_()
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self.packed:
-            destination[f"{prefix}weight"] = self._plain().detach()
+            destination[f"{prefix}{self.packed_name}"] = self._plain()
 
     def _load_from_state_dict(self, *arguments: Any) -> None:
         self.unpack_()
@@ -65,12 +70,46 @@ class Linear(nn.Linear):
         # For copies and pickles; the copy can be packed again.
         state = super().__getstate__()  # type: ignore[no-untyped-call]
         if self.packed:
-            state["_parameters"] = state["_parameters"] | {"weight": self._plain()}
+            plain = nn.Parameter(self._plain(), requires_grad=False)
+            state["_parameters"] = state["_parameters"] | {self.packed_name: plain}
             state["packed"] = False
         return state
 
-    def _plain(self) -> nn.Parameter:
-        return nn.Parameter(self.weight.to_dense(), requires_grad=False)
+    @property
+    def _parameter(self) -> Tensor:
+        return cast(Tensor, getattr(self, self.packed_name))
+
+    def _plain(self) -> Tensor:
+        return self._unpack(self._parameter.detach())
+
+    def _set(self, tensor: Tensor, packed: bool) -> None:
+        setattr(self, self.packed_name, nn.Parameter(tensor, requires_grad=False))
+        self.packed = packed
+
+
+class Linear(Packable, nn.Linear):
+    """A linear layer whose weight can be packed.
+
+    A packed weight knows its shape and dtype, but not where its numbers are.
+    """
+
+    packed_name = "weight"
+
+    def forward(self, input: Tensor) -> Tensor:
+        """`[..., in_features]` to `[..., out_features]`."""
+        if self.packed:
+            return packed_linear(input, self.weight, self.bias)
+        return F.linear(input, self.weight, self.bias)
+
+    def can_pack(self) -> bool:
+        """Whether the weight is bfloat16 on a CPU that has `can_pack`."""
+        return is_packable(self.weight)
+
+    def _pack(self, tensor: Tensor) -> Tensor:
+        return torch.ops.mkldnn._reorder_linear_weight(tensor, ROWS)
+
+    def _unpack(self, tensor: Tensor) -> Tensor:
+        return tensor.to_dense()
 
 
 def can_pack() -> bool:
@@ -81,19 +120,19 @@ def can_pack() -> bool:
 
 
 def pack_(model: nn.Module) -> None:
-    """Pack what is `is_packable` among the weights of every `Linear` of a model; leave the rest as it is.
+    """Pack every layer of a model that can be packed; leave the rest as it is.
 
     Layer by layer, so that no more than one weight is there twice.
     """
     for module in model.modules():
-        if isinstance(module, Linear) and is_packable(module.weight):
+        if isinstance(module, Packable) and module.can_pack():
             module.pack_()
 
 
 @contextmanager
 def unpacked(model: nn.Module) -> Generator[None]:
     """Plain weights within; what was packed is packed again in the end, and what was taken stays plain."""
-    packed = [module for module in model.modules() if isinstance(module, Linear) and module.packed]
+    packed = [module for module in model.modules() if isinstance(module, Packable) and module.packed]
     for module in packed:
         module.unpack_()
     try:
@@ -104,7 +143,7 @@ def unpacked(model: nn.Module) -> Generator[None]:
 
 
 def is_packable(weight: Tensor) -> bool:
-    """Whether `pack_` packs it."""
+    """Whether `Linear` packs such a weight."""
     return weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and can_pack()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy
@@ -14,8 +15,8 @@ from typing_extensions import Self
 
 from arkv.errors import CheckpointError
 from arkv.grid import Grid
-from arkv.machine.memory import allocated
 from arkv.model import Block, Condition, Model, ModelSpec
+from arkv.models.pretrained import Part, empty, load, slots_of
 from arkv.models.rope import grid_rotation
 from arkv.models.scenes.codebook import GRID, PATCH_VALUES, Codebook
 from arkv.models.scenes.grammar import (
@@ -30,9 +31,9 @@ from arkv.models.scenes.grammar import (
 )
 from arkv.models.scenes.judge import judge
 from arkv.models.transformer import Transformer, TransformerConfig
-from arkv.weights.checkpoint import read_weights_
 from arkv.weights.files import place, read_config
 from arkv.weights.packing import Linear
+from arkv.weights.quantization import WeightDtype
 
 IMAGE_ID = VOCABULARY_SIZE
 """Id of the condition token that ends every prompt and is all that an unconditional row has."""
@@ -109,6 +110,8 @@ class Scenes(Model):
         source: Path | str = WEIGHTS,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        weights: WeightDtype | None = None,
+        lora: Path | str | None = None,
     ) -> Scenes:
         """Load trained weights.
 
@@ -117,6 +120,8 @@ class Scenes(Model):
                 by default the one in the package.
             dtype: of the weights, and so of keys and values.
             device: where to put them. For the meta device the weights are not read.
+            weights: how those of the blocks are stored; None for as they are.
+            lora: folder or repository of an adapter to merge into the weights.
 
         Raises:
             CheckpointError: a file is missing, damaged, or of another shape.
@@ -127,17 +132,18 @@ class Scenes(Model):
             config, guidance = TransformerConfig(**facts["config"]), float(facts["guidance"])
             if not 0 <= guidance < float("inf") or not 0 < int(facts["codes"]) <= MOST_CODES:
                 raise ValueError("guidance or the number of codes is out of range")
-            with torch.device("meta"):  # nothing is drawn at random only to be overwritten
-                empty = Codebook(torch.zeros(int(facts["codes"]), PATCH_VALUES))
-                model = cls(empty, config, guidance).to(dtype)
+            with torch.device("meta"):
+                codebook = Codebook(torch.zeros(int(facts["codes"]), PATCH_VALUES))
+            build = partial(cls, codebook, config, guidance)
+            empty(build, dtype, torch.device("meta"))
         except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
             raise CheckpointError(
                 f"{path.with_suffix('.json')} does not describe a scenes model: {error}"
             ) from None
+        model = load(build, dtype, device, lambda model: [Part(slots_of(model), [path])], weights, lora)
         if device.type != "meta":
-            read_weights_(allocated(model, device), path)
             model.rotation = model._rotation().to(device)
-        return model.eval()
+        return model
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # Colours and angles keep their precision, whatever dtype the weights are moved to.

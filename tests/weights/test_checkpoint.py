@@ -11,12 +11,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from arkv.errors import CheckpointError
-from arkv.weights.checkpoint import (
-    WeightSlot,
-    load_weights_,
-    read_weights_,
-    tensor_names,
-)
+from arkv.models.pretrained import slots_of
+from arkv.weights.checkpoint import WeightSlot, load_weights_, tensor_names
 from arkv.weights.files import read_config, weight_files
 
 
@@ -36,7 +32,7 @@ def save(path: Path, **tensors: torch.Tensor) -> Path:
 def refusal(path: Path) -> str:
     net = Net()
     with pytest.raises(CheckpointError) as caught:
-        read_weights_(net, path)
+        load_weights_(slots_of(net), [path])
     message = str(caught.value)
     assert "\n" not in message
     assert str(path) in message
@@ -47,7 +43,7 @@ def refusal(path: Path) -> str:
 def test_every_tensor_is_copied_in_the_modules_dtype(tmp_path: Path) -> None:
     net = Net().to(torch.bfloat16)
     place = net.weight.data_ptr()
-    read_weights_(net, save(tmp_path / "net.safetensors"))
+    load_weights_(slots_of(net), [save(tmp_path / "net.safetensors")])
     assert net.weight.dtype == torch.bfloat16
     assert net.weight.data_ptr() == place
     assert torch.equal(net.weight, torch.ones(2, 3, dtype=torch.bfloat16))
