@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -21,6 +21,9 @@ from arkv.attention.blocks import BLOCK, Blocks
 from arkv.attention.quantization import KV_DTYPES, is_quantized
 from arkv.errors import ArkvError
 from arkv.model import ModelSpec
+
+if TYPE_CHECKING:
+    from arkv.attention.triton_kernels import Launch
 
 ARCHITECTURES = (80, 90, 100)
 """Compute capabilities, times ten: A100, H100 and H200, B200."""
@@ -127,12 +130,22 @@ def machine_code(call: Call, architecture: int) -> list[Code]:
     _, launches = launches_of(
         query, keys, values, visible, blocks, call.kv_heads, mass, scores, key_scale, value_scale
     )
+    return compiled(launches, architecture)
+
+
+def compiled(launches: Iterable[Launch], architecture: int) -> list[Code]:
+    """The machine code of launches whose tensors are on the meta device, in order.
+
+    Args:
+        launches: of kernels of Triton's.
+        architecture: as for `machine_code`.
+    """
     with _without_device(architecture):
-        compiled = [
+        kernels = [
             launch.kernel.warmup(**launch.arguments, **launch.options, grid=launch.grid)
             for launch in launches
         ]
-    return [_inspected(kernel) for kernel in compiled]
+    return [_inspected(kernel) for kernel in kernels]
 
 
 def calls_for(spec: ModelSpec) -> list[Call]:

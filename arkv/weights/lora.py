@@ -1,7 +1,7 @@
 """LoRA adapters as peft saves them, merged into the plain weights while these are read.
 
 An adapter (arXiv 2106.09685) is two narrow matrices for each of some weights: `B A`, times a scale, is added
-to the weight. Merged, it costs nothing when pictures are drawn, and weights are rounded to fewer bits after it.
+to the weight. Merged, it costs nothing when pictures are drawn, and weights are rounded after it.
 Everything is checked before a weight is read, and a field of the configuration that nobody here knows is
 refused: it may change every number.
 """

@@ -5,8 +5,8 @@ each other, so a matrix may come in parts, as checkpoints have it.
 
 In eight bits a row has one scale, and a code from -127 to 127 times the scale is the weight. In four bits
 the neighbours of a group within a row have a scale and a zero; a code from 0 to 15, less 8, times the scale,
-plus the zero is the weight. Rounding is to the nearest, between the least and the greatest of the group. These
-are the formats that the products of PyTorch for the CPU take.
+plus the zero is the weight. Rounding is to the nearest, between the least and the greatest of the group.
+These are the formats that the products of PyTorch for the CPU take.
 """
 
 from __future__ import annotations

@@ -29,6 +29,8 @@ from triton.runtime import interpreter  # noqa: E402
 from arkv.attention.triton_kernels import attend, launches_of  # noqa: E402
 from arkv.attention.tunables import Tuning  # noqa: E402
 from arkv.errors import ArkvError  # noqa: E402
+from arkv.weights.quantization import WeightDtype, dequantize, quantize  # noqa: E402
+from arkv.weights.triton_kernels import multiply  # noqa: E402
 
 BOTH = frozenset({"mass", "scores"})
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -403,3 +405,20 @@ def test_what_the_kernels_cannot_read_is_refused(wrong: str) -> None:
     visible = torch.ones(1, slots, dtype=torch.bool)
     with pytest.raises(ArkvError, match="contiguous" if wrong == "keys" else "divide"):
         attend(query, keys[:, :slots], values[:, :slots], visible, None, kv_heads, None, None, None, None)
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("rows", "columns", "outer"), [(1, 256, 48), (3, 96, 16), (70, 192, 80)])
+def test_weights_of_few_bits_are_multiplied_as_the_numbers_that_their_codes_stand_for(
+    kind: WeightDtype, dtype: torch.dtype, rows: int, columns: int, outer: int
+) -> None:
+    """Also where rows of input and weight fill no tile, and columns no step."""
+    codes, scales = quantize(normal(outer, columns, seed=0), kind, dtype)
+    x = normal(rows, columns, seed=1).to(dtype)
+    exact = x.double() @ dequantize(codes, scales.double(), kind).T
+    got = multiply(x, codes, scales)
+    assert got.dtype == dtype
+    # The interpreter cuts bfloat16 off where a GPU rounds.
+    off = 2 * torch.finfo(dtype).eps * exact.abs().max()
+    torch.testing.assert_close(got.double(), exact, atol=float(off), rtol=0)

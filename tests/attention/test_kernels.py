@@ -16,7 +16,8 @@ from packaging.version import Version
 
 from arkv.attention.blocks import BLOCK
 from arkv.attention.tunables import TABLE, Shape, Tuning, parts_of, tuning_of
-from arkv.speed.machine_code import ARCHITECTURES, Call, Code, machine_code, runs_on, table
+from arkv.speed.machine_code import ARCHITECTURES, Call, Code, compiled, machine_code, runs_on, table
+from arkv.weights.quantization import WeightDtype, codes_shape, scales_shape
 
 needs_triton = pytest.mark.skipif(
     find_spec("triton") is None, reason="Triton is not installed; a CPU build of torch does not bring it"
@@ -130,6 +131,23 @@ def test_eight_bits_are_read_by_fewer_instructions_than_bytes() -> None:
         for stored in (torch.bfloat16, torch.int8)
     )
     assert narrow.instructions < 2 * wide.instructions
+
+
+@needs_compiler
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("rows", [2, 64])
+def test_weights_of_few_bits_are_read_by_wide_loads_without_spills(kind: WeightDtype, rows: int) -> None:
+    from arkv.weights.triton_kernels import launch_of
+
+    shape = (4096, 4096, kind)
+    codes = torch.empty(
+        codes_shape(*shape), dtype=torch.uint8 if kind == "int4" else torch.int8, device="meta"
+    )
+    scales = torch.empty(scales_shape(*shape), dtype=torch.bfloat16, device="meta")
+    _, launch = launch_of(scales.new_empty(rows, 4096), codes, scales)
+    (code,) = compiled([launch], 90)
+    assert code.spills == 0
+    assert code.loads[64 if kind == "int4" else 128] >= 8
 
 
 def test_a_gpu_that_cannot_convert_float8_is_not_compiled_for() -> None:

@@ -41,6 +41,8 @@ from arkv.models.janus import JANUS_PRO_1B, JanusPro  # noqa: E402
 from arkv.models.llamagen import VARIANTS as LLAMAGEN  # noqa: E402
 from arkv.models.llamagen import LlamaGen  # noqa: E402
 from arkv.models.lumina import LUMINA_7B_768, LuminaMGPT  # noqa: E402
+from arkv.weights.quantization import WeightDtype  # noqa: E402
+from arkv.weights.quantized import quantize_  # noqa: E402
 
 LAYERS = 2  # all are alike
 ALLOCATED = re.compile(r"empty_strided_cuda\(\(([\d, ]*)\), \([\d, ]*\), (torch\.\w+)\)")
@@ -55,18 +57,21 @@ class Family:
         variant: of the model.
         pictures: decoded at a time.
         condition: condition tokens of a row.
+        weights: how those of the blocks are stored.
     """
 
     make: Callable[[Any], Model]
     variant: Any
     pictures: int
     condition: int
+    weights: WeightDtype | None = None
 
 
 FAMILIES = {
     "janus": Family(JanusPro, JANUS_PRO_1B, 128, 24),
     "llamagen": Family(LlamaGen, next(one for one in LLAMAGEN if one.name == "llamagen-xl-256"), 256, 1),
     "lumina": Family(LuminaMGPT, LUMINA_7B_768, 12, 30),
+    "janus-int4": Family(JanusPro, JANUS_PRO_1B, 16, 24, "int4"),
 }
 
 
@@ -77,6 +82,8 @@ def model_of(family: Family) -> Model:
     with faked_cuda.DEVICE:
         model = family.make(dataclasses.replace(family.variant, transformer=shape))
     torch.set_default_dtype(torch.float32)
+    if family.weights is not None:
+        quantize_(model, family.weights)
     return model.eval()
 
 

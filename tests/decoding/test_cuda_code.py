@@ -20,7 +20,7 @@ from arkv.registry import load_class, names
 SCRIPT = Path(__file__).with_name("cuda_code.py")
 HELPERS = Path(__file__).parents[1] / "helpers"
 EIGHT_BITS = ("int8", "fp8")
-LAUNCHES = {"janus": (5, 4, 1), "llamagen": (5, 4, 1), "lumina": (8, 4, 1)}
+LAUNCHES = {"janus": (5, 4, 1), "llamagen": (5, 4, 1), "lumina": (8, 4, 1), "janus-int4": (5, 0, 5)}
 """Of a layer: kernels of Inductor's, products, and operators of ours. Nobody may add one unawares."""
 SORTS = {"aten.sort.stable", "aten.topk.default"}
 """What torch has kernels for, better than Inductor's; once a line, in evictions only."""
@@ -89,8 +89,8 @@ def check(family: str, cases: list[str]) -> None:
 @needs_cuda_build
 @pytest.mark.parametrize(
     ("family", "cases"),
-    [("janus", ALL + NARROW), ("llamagen", KINDS), ("lumina", KINDS)],
-    ids=("janus", "llamagen", "lumina"),
+    [("janus", ALL + NARROW), ("llamagen", KINDS), ("lumina", KINDS), ("janus-int4", KINDS[:1])],
+    ids=LAUNCHES,
 )
 def test_code_for_cuda_copies_no_cache_and_launches_no_more(family: str, cases: list[str]) -> None:
     check(family, cases)
