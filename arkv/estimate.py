@@ -15,6 +15,7 @@ from arkv.machine.memory import available_memory
 from arkv.model import Model
 from arkv.policy import CachePolicy
 from arkv.store import sizes_of
+from arkv.weights.quantized import layers
 
 KEPT_FREE = 0.05  # share of the free memory that a batch leaves alone: allocators and the rest of the program
 
@@ -109,6 +110,9 @@ def estimate(
     seen = slots * 4 * len(policy.needs & {"mass", "scores"})
     seen += spec.layers * rows * spec.heads * spec.head_dim * 4 * ("queries" in policy.needs)
     logits = rows * spec.vocabulary * 4 * 6
+    # On a GPU a weight of few bits is a plain matrix while it is multiplied with many rows.
+    matrices = [layer.weight.numel() * (2 * dtype.itemsize + 2) for _, layer in layers(model)]
+    widest_weight = 0 if model.device.type == "cpu" else max(matrices, default=0)
     step = rows * activations + 3 * scores + weighed + widened + 2 * seen + logits
     return Estimate(
         # What has a dtype of its own, such as a picture decoder in float32, keeps it.
@@ -119,7 +123,7 @@ def estimate(
         kv=rows * sum(pools) * slot_bytes,
         full_kv=heads * (condition + spec.grid.tokens) * 2 * spec.head_dim * dtype.itemsize,
         statistics=slots * field_bytes + heads * head_bytes + layout,
-        scratch=max(prefill, step, ranking) + pictures * spec.grid.tokens * 8,
+        scratch=max(prefill, step, ranking) + widest_weight + pictures * spec.grid.tokens * 8,
     )
 
 

@@ -77,7 +77,9 @@ def _print_bytes(given: EstimateOptions, model: Model, guided: bool, condition: 
     estimated = estimate(model, policy, pictures, guided, condition, dtype, given.kv_dtype)
     rows = [(name, format_bytes(count), f"{count:,}") for name, count in rows_of(estimated).items()]
     text = policy_text(given.policy, policy)
-    print(f"{given.model}, {text}, {pictures} picture{'s' * (pictures > 1)}, {_rows(guided)}, {given.dtype}")
+    print(
+        f"{given.model}, {text}, {pictures} picture{'s' * (pictures > 1)}, {_rows(guided)}, {_stored(given)}"
+    )
     print_table(("", "", "bytes"), rows, right={1, 2})
     print(f"the policy holds {estimated.kv / estimated.full_kv:.1%} of the full cache")
 
@@ -110,9 +112,13 @@ def _print_pictures(given: EstimateOptions, model: Model, guided: bool, conditio
     weights = estimate(model, load_policy("full"), 1, guided, condition).weights
     print(
         f"{given.model} in {format_bytes(memory)}, of which {format_bytes(weights)} are weights, "
-        f"{_rows(guided)}, {given.dtype}"
+        f"{_rows(guided)}, {_stored(given)}"
     )
     print_table(("policy", "pictures", "one picture", "of the full cache"), rows, right={1, 2, 3})
+
+
+def _stored(given: EstimateOptions) -> str:
+    return given.dtype if given.weights is None else f"{given.dtype} with weights in {given.weights}"
 
 
 def _rows(guided: bool) -> str:
@@ -125,5 +131,6 @@ COMMAND = Command(
     (
         "arkv estimate --model scenes --policy linear --ratio 1/6 --batch-size 16",
         "arkv estimate --model janus-pro-1b --dtype bfloat16 --memory 24GB",
+        "arkv estimate --model lumina-mgpt-7b-768 --dtype bfloat16 --weights int4 --memory 16GB",
     ),
 )

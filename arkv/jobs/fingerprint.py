@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from arkv.model import Model
 from arkv.policy import CachePolicy
 from arkv.registry import GROUPS
+from arkv.weights.quantized import QuantizedLinear
 
 SAMPLES = 64
 """Numbers that are looked at of a tensor, evenly spread."""
@@ -114,8 +115,10 @@ def _contents(owner: Any, prefix: str, seen: set[int]) -> Iterator[tuple[str, by
         return
     seen.add(id(owner))
     if isinstance(owner, nn.Module):
+        # Codes of few bits may be packed for this processor; their scales are other ones for other weights.
+        left_out = {*owner._non_persistent_buffers_set, *(("codes",) * isinstance(owner, QuantizedLinear))}
         for name, tensor in [*owner._parameters.items(), *owner._buffers.items()]:
-            if tensor is not None and name not in owner._non_persistent_buffers_set:
+            if tensor is not None and name not in left_out:
                 yield f"{prefix}{name}", _sampled(tensor)
         for name, module in owner._modules.items():
             if module is not None:

@@ -18,6 +18,7 @@ from arkv.models.janus import JanusPro  # noqa: TID251  the baseline is this fam
 from arkv.registry import load_policy
 from arkv.speed.engine import STATIC, StepByStep
 from arkv.weights.packing import unpacked
+from arkv.weights.quantized import layers
 
 if TYPE_CHECKING:
     from transformers import JanusForConditionalGeneration
@@ -131,7 +132,14 @@ def build(model: JanusPro) -> JanusForConditionalGeneration:
 
     Args:
         model: the weights are its own, not copies; of packed ones, plain copies.
+
+    Raises:
+        ArkvError: its weights are of few bits, which that Janus does not multiply.
     """
+    if next(layers(model), None) is not None:
+        raise ArkvError(
+            "transformers' own loop has plain weights, and these are of few bits: load them plain"
+        )
     from transformers import JanusConfig, JanusForConditionalGeneration
 
     spec, config = model.spec, model.transformer.config

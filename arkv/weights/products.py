@@ -15,11 +15,12 @@ FEW = 64
 
 DTYPES = (torch.bfloat16, torch.float16)
 
+HAS_TRITON = find_spec("triton") is not None  # looked up here: a graph that is traced cannot ask
+
 
 def serves(input: Tensor) -> bool:
     """Whether there is a kernel for a product with this input `[rows, columns]`."""
-    on_cuda = input.device.type == "cuda" and find_spec("triton") is not None
-    return on_cuda and len(input) <= FEW and input.dtype in DTYPES
+    return input.device.type == "cuda" and HAS_TRITON and len(input) <= FEW and input.dtype in DTYPES
 
 
 @torch.library.custom_op("arkv::small_product", mutates_args=())

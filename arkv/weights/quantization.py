@@ -88,12 +88,11 @@ def quantize(matrix: Tensor, weights: WeightDtype, dtype: torch.dtype) -> tuple[
 
 def dequantize(codes: Tensor, scales: Tensor, weights: WeightDtype) -> Tensor:
     """The matrix that codes stand for, in the dtype of the scales: `[rows, columns]`."""
-    wide = torch.promote_types(scales.dtype, torch.float32)
     if weights == "int8":
-        return (codes.to(wide) * scales.to(wide)[:, None]).to(scales.dtype)
-    scale, zero = scales.to(wide).transpose(0, 1).unbind(-1)
-    grouped = split_halves(codes).unflatten(1, (len(scales), -1)).to(wide) - 8
-    return (grouped * scale[..., None] + zero[..., None]).flatten(1).to(scales.dtype)
+        return codes.to(scales.dtype) * scales[:, None]
+    scale, zero = scales.transpose(0, 1)[..., None, :].unbind(-1)
+    grouped = split_halves(codes).unflatten(1, (len(scales), -1)).to(scales.dtype) - 8
+    return torch.addcmul(zero, grouped, scale).flatten(1)  # rounds once
 
 
 def parts_of(matrix: Tensor) -> Iterator[tuple[int, Tensor]]:

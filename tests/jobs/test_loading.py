@@ -38,6 +38,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
 FLAGS = [
     *("--source", "my/finetuned", "--revision", "v2", "--size", "1024x576", "--decoder", "vq.pt"),
     *("--vqgan", "vqgan.ckpt", "--text-encoder", "t5", "--tokenizer", "words", "--random-weights"),
+    *("--weights", "int4", "--lora", "my/adapter"),
 ]
 OPTIONS = {
     "source": "my/finetuned",
@@ -48,6 +49,8 @@ OPTIONS = {
     "text_encoder": "t5",
     "tokenizer": "words",
     "random_weights": True,
+    "weights": "int4",
+    "lora": "my/adapter",
 }
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from janus_files import WIDER, write_janus
 from llamagen_files import CASES, write_llamagen
 from lumina_files import WIDE, tiny
+from saying import arkv_says
 from tiny import Tiny, random_tokens
 from torch import Tensor, nn
 
@@ -20,12 +21,15 @@ import arkv
 from arkv import Decoder, Model, load_policy
 from arkv.errors import ArkvError
 from arkv.estimate import estimate
+from arkv.jobs.fingerprint import weights_of
+from arkv.jobs.provenance import weights_digest
 from arkv.models.janus import JanusPro
 from arkv.models.llamagen import LlamaGen
 from arkv.models.lumina import LuminaMGPT
+from arkv.speed import baselines
 from arkv.speed.roofline import weight_bytes
 from arkv.weights.checkpoint import draw_weights_
-from arkv.weights.packing import Linear, pack_
+from arkv.weights.packing import Linear, pack_, unpacked
 from arkv.weights.quantization import GROUPS, WeightDtype, dequantize, quantize
 from arkv.weights.quantized import QuantizedLinear, layers, quantize_
 
@@ -265,3 +269,29 @@ def test_a_model_that_knows_nothing_of_it_is_rounded_when_it_is_loaded(
     assert [*layers(arkv.load_model("scenes", weights="int8"))]
     with pytest.raises(ArkvError, match="unknown option of the model scenes 'lora'"):
         arkv.load_model("scenes", lora="somewhere")
+
+
+def test_pictures_of_other_weights_are_told_apart_and_packing_is_not() -> None:
+    """A job's account goes by content: codes in a processor's own order are the same weights."""
+    accounts = [weights_of(arkv.load_model("scenes", weights=kind)) for kind in (None, *KINDS)]
+    assert len({*accounts}) == 3
+    model = arkv.load_model("scenes", weights="int4")
+    with unpacked(model):
+        assert weights_of(model) == accounts[2]
+        facts = weights_digest(model)
+    assert weights_digest(model) == facts
+
+
+def test_transformers_own_loop_is_not_given_weights_of_few_bits() -> None:
+    model = drawn("janus")
+    quantize_(model, "int8")
+    with pytest.raises(ArkvError, match="transformers' own loop has plain weights"):
+        baselines.build(model)  # type: ignore[arg-type]
+
+
+def test_the_estimate_says_how_weights_are_stored(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ("estimate", "--dtype", "bfloat16", "--model", "janus-pro-7b")
+    plain, small = (arkv_says(capsys, *flags, *more) for more in ((), ("--weights", "int4")))
+    assert "bfloat16 with weights in int4" in small
+    sizes = [int(text.splitlines()[1].split()[-1].replace(",", "")) for text in (plain, small)]
+    assert sizes[1] < 0.36 * sizes[0]
