@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from arkv.attention.quantization import KvDtype, storage_dtype
 from arkv.decoding.arguments import check_batch_size as check_batch_size
-from arkv.decoding.arguments import check_window, forced_tokens, prompt_list, seed_list
+from arkv.decoding.arguments import check_window, forced_tokens, is_list, prompt_list, seed_list
 from arkv.decoding.compiling import Compile, check_mode
 from arkv.decoding.isolation import Turns, isolated
 from arkv.decoding.loop import Loop
@@ -31,7 +31,7 @@ from arkv.registry import load_policy
 from arkv.result import ForcedLogits as ForcedLogits
 from arkv.result import Result as Result
 from arkv.result import Statistics as Statistics
-from arkv.scalars import plain
+from arkv.scalars import brief, plain
 from arkv.store import Store
 
 LONGEST_PROMPTS = 8
@@ -75,7 +75,9 @@ class Decoder:
         check_model(model)
         policy = load_policy(policy) if isinstance(policy, str) else policy
         if not isinstance(policy, CachePolicy):
-            raise ArkvError(f"policy is {policy!r}: give a text such as 'linear:ratio=1/6', or load_policy's")
+            raise ArkvError(
+                f"policy is {brief(policy)}: give a text such as 'linear:ratio=1/6', or load_policy's"
+            )
         if model.device.type == "meta":
             raise ArkvError("the model is on the meta device: it has shapes but no weights to decode with")
         self.model: Model = model.eval()
@@ -184,6 +186,7 @@ class Decoder:
                 batch = range(start, min(start + size, len(prompts)))
                 rows = list(batch)
                 if self.compile != "none":
+                    self._check_room(size)
                     rows += [rows[-1]] * (size - len(rows))
                 condition = self._condition([prompts[i] for i in rows], sampling.guided)
                 loop = self._loop_for(condition, len(rows), sampling.guided)
@@ -225,8 +228,13 @@ class Decoder:
             sizes: pictures of a batch, as `batch_size` of `generate` will have them.
             settings: as for `generate`; guidance and filters decide what is compiled, too.
         """
+        if not is_list(sizes):
+            raise ArkvError(f"sizes is {brief(sizes)}: expected a list of them, such as [1, 8]")
         for size in sizes:
             size = check_batch_size(size)
+            if not isinstance(size, int):
+                raise ArkvError(f"the size {brief(size)}: expected a whole number of pictures, at least 1")
+            self._check_room(size)
             self.generate(self.model.example_prompts(size, 0), **settings, batch_size=size, pixels=False)
 
     def teacher_force(self, prompts: Iterable[Any], tokens: Tensor, guidance: float = 1.0) -> ForcedLogits:
@@ -305,6 +313,10 @@ class Decoder:
         rounded = -(-length // LENGTHS) * LENGTHS
         return condition.padded(max(length, min(rounded, self.model.spec.max_condition)))
 
+    def _check_room(self, pictures: int) -> None:
+        """Raise `MemoryLimitError` where so many cannot be decoded at a time whatever their prompts are."""
+        check_memory(self.model, self.policy, pictures, False, 1, self.kv_dtype)
+
     def _loop_for(self, condition: Condition, pictures: int, guided: bool) -> Loop:
         """The loop of this batch shape; the last one is kept, with its store and its graphs."""
         if self.model.training:
@@ -333,7 +345,7 @@ class Decoder:
         sampling = Sampling(
             plain(spec.guidance if guidance is None else guidance),
             plain(temperature),
-            None if top_k == 0 and not isinstance(top_k, bool) else top_k,
+            None if type(top_k) is int and top_k == 0 else top_k,
             plain(top_p),
             plain(spec.guided_tokens if guided_tokens is None else guided_tokens),
         )

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-import reprlib
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -26,6 +25,7 @@ from pydantic_core import ArgsKwargs, PydanticUndefined
 from typing_extensions import dataclass_transform
 
 from arkv.errors import ArkvError, UnknownNameError
+from arkv.scalars import MOST, brief
 
 CONFIG = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True)
 OUT_OF_RANGE = ("greater_than", "greater_than_equal", "less_than", "less_than_equal", "finite_number")
@@ -160,7 +160,7 @@ def refusal(
         return raised
     if kind == "unexpected_keyword_argument":
         return UnknownNameError(f"name in {where}" if where else f"option of {cls.__name__}", name, fields)
-    if kind in ("missing", "missing_keyword_only_argument"):
+    if kind in ("missing", "missing_keyword_only_argument") and len(first["loc"]) == 1:  # not of a list
         lacking = [str(one["loc"][0]) for one in found if one["type"] == kind]
         told = " and ".join(map(named, lacking))
         return OptionError(f"{where or cls.__name__} lacks {told}", lacking[0])
@@ -238,18 +238,6 @@ def _range(bounds: list[Any]) -> str:
     return f" of at least {least}" if least is not None else ""
 
 
-class _Short(reprlib.Repr):
-    """Values on one short line, even those that hold themselves or never end."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.maxlevel, self.maxstring, self.maxother = 2, 60, 60
-        self.maxdict = self.maxlist = self.maxtuple = self.maxset = 4
-
-    def repr_int(self, x: int, level: int) -> str:
-        return repr(x) if x.bit_length() < 100 else f"a number of {x.bit_length()} bits"
-
-
 def shown(value: Any, texts: bool = False) -> str:
     """A value on one short line.
 
@@ -261,7 +249,7 @@ def shown(value: Any, texts: bool = False) -> str:
         return value if " " not in value else repr(value)
     if value is None or isinstance(value, bool):
         return {None: "nothing", True: "true", False: "false"}[value]
-    return " ".join(_Short().repr(value).split())
+    return brief(value)
 
 
 def split_commas(text: str) -> list[str]:
@@ -354,9 +342,6 @@ def _bytes(value: Any) -> Any:
         raise ValueError("is no size")
     return int(value * 10**9)
 
-
-MOST = 10**9
-"""Of whatever is counted: what is beyond is a slip, and no memory would hold it."""
 
 Plain = BeforeValidator(_plain_number)
 """For numbers of any kind; behind their bounds."""

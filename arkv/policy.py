@@ -26,6 +26,7 @@ from arkv.ranking import least_of_head as least_of_head
 from arkv.ranking import least_of_layer as least_of_layer
 from arkv.ranking import rank_in_head as rank_in_head
 from arkv.ranking import ranking as ranking
+from arkv.scalars import brief
 from arkv.store import CachePlan, HeadFields, Store
 
 
@@ -276,23 +277,25 @@ def resolve_budget(budget: int | None, ratio: float | str | None, tokens: int) -
     if budget is None and ratio is None:
         raise BudgetError("give a budget in slots or a ratio such as '1/6'")
     if budget is not None and ratio is not None:
-        raise BudgetError(f"the budget is {budget} and the ratio {ratio}: give one of them, not both")
+        raise BudgetError(
+            f"the budget is {brief(budget)} and the ratio {brief(ratio)}: give one of them, not both"
+        )
     if ratio is not None:
         try:
             # Fraction alone would write out the digits of 1e-99999999.
             share = Fraction(ratio) if "/" in str(ratio) else Fraction(str(float(ratio)))
         except (ValueError, ZeroDivisionError, OverflowError):
             raise BudgetError(
-                f"cannot read the ratio {ratio!r}: expected a number such as 0.25 or '1/4'"
+                f"cannot read the ratio {brief(ratio)}: expected a number such as 0.25 or '1/4'"
             ) from None
         if not 0 < share <= 1:
             raise BudgetError(f"the ratio is {ratio}: expected more than 0 and at most 1")
         return int(share * tokens + Fraction(1, 2))
     assert budget is not None
     if isinstance(budget, bool) or not isinstance(budget, int):
-        raise BudgetError(f"the budget is {budget!r}: expected a whole number of slots")
+        raise BudgetError(f"the budget is {brief(budget)}: expected a whole number of slots")
     if budget < 1:
-        raise BudgetError(f"the budget is {budget} slots: expected at least 1")
+        raise BudgetError(f"the budget is {brief(budget)} slots: expected at least 1")
     return min(budget, tokens)
 
 
@@ -300,9 +303,10 @@ def check_choice(policy: CachePolicy, parameter: str) -> None:
     """Raise `ArkvError` unless a parameter is one of the words that its `Literal` annotation lists."""
     choices = get_args(get_type_hints(type(policy))[parameter])
     value = getattr(policy, parameter)
-    if value not in choices:
+    if not isinstance(value, (str, int)) or value not in choices:
         raise ArkvError(
-            f"{type(policy).__name__}: {parameter} is {value!r}, expected {' or '.join(map(repr, choices))}"
+            f"{type(policy).__name__}: {parameter} is {brief(value)}, expected "
+            f"{' or '.join(map(repr, choices))}"
         )
 
 

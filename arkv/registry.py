@@ -11,12 +11,14 @@ import typing
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields, is_dataclass
+from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 from arkv.errors import ArkvError, CheckpointError, Terminated, UnknownNameError, warn
 from arkv.options import check_type, expected, shown, split_commas
+from arkv.patience import within
 from arkv.scalars import plain, whole
 
 if TYPE_CHECKING:
@@ -27,6 +29,12 @@ if TYPE_CHECKING:
     from arkv.weights.quantization import WeightDtype
 
 Kind = Literal["model", "policy"]
+PATIENCE = 60.0
+"""Seconds that a model may take to say whether a checkpoint is its."""
+
+MOST_BITS = 100
+"""Of a whole number among a policy's parameters: far beyond what is counted, short enough for a message."""
+
 GROUPS: dict[Kind, str] = {"model": "arkv.models", "policy": "arkv.policies"}
 
 
@@ -157,6 +165,10 @@ def _check_parameters(name: str, policy_class: type[CachePolicy], given: dict[st
             raise ArkvError(f"the policy {name} takes no parameters: leave out {parameter}={value}")
         if parameter not in known:
             raise UnknownNameError(f"parameter of the policy {name}", parameter, known)
+        if type(value) is int and value.bit_length() > MOST_BITS:
+            raise ArkvError(
+                f"{name}: {parameter} is {shown(value)}, expected one of at most {MOST_BITS} bits"
+            )
         hint = hints.get(parameter, Any)
         if not check_type(hint, value):
             raise ArkvError(f"{name}: {parameter} is {shown(value)}, expected {expected(hint)}")
@@ -279,7 +291,8 @@ def _recognised(source: str | Path) -> str:
     points = _points("model")
     is_there = exists(place(source))
     if not is_there and not is_hub_id(source):
-        more = "and there is no such file or folder" if _is_path(source) else ""
+        is_path = isinstance(source, Path) or any(sign in str(source) for sign in "/\\~")
+        more = "and there is no such file or folder" if is_path else ""
         raise UnknownNameError("model", str(source), points, more)
     found, reasons = _recognising(source, points)
     if not found and not reasons:
@@ -296,16 +309,12 @@ def _recognised(source: str | Path) -> str:
     raise CheckpointError(f"{source} {told}: name it, as in load_model({example!r}, source={str(source)!r})")
 
 
-def _is_path(source: str | Path) -> bool:
-    return isinstance(source, Path) or any(sign in str(source) for sign in "/\\~")
-
-
 def _recognising(source: str | Path, points: Iterable[str]) -> tuple[list[str], list[str]]:
     """The models that say that a checkpoint is theirs, and why others say that theirs is not right."""
     found, reasons = [], []
     for name in sorted(points):
         try:
-            if load_class("model", name).recognises(source):
+            if within(PATIENCE, partial(load_class("model", name).recognises, source)):
                 found.append(name)
         except CheckpointError as error:
             reasons.append(str(error))
@@ -390,10 +399,12 @@ def _parse_parameters(text: str) -> dict[str, Any]:
             raise ArkvError(
                 f"cannot read {part!r}: expected parameter=value, as in 'linear:anchors=24,recent=48'"
             )
+        if (name := name.strip()) in parsed:
+            raise ArkvError(f"{name} is given twice, in {shown(text)}: give it once")
         try:
-            parsed[name.strip()] = ast.literal_eval(value.strip())
+            parsed[name] = ast.literal_eval(value.strip())
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-            parsed[name.strip()] = value.strip()
+            parsed[name] = value.strip()
     return parsed
 
 

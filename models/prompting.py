@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from arkv.errors import PromptError
-from arkv.scalars import whole
+from arkv.scalars import brief, whole
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 def shown(prompt: object) -> str:
     """A prompt as a message quotes it: short, and printable whatever is in it."""
-    text = ascii(prompt) if isinstance(prompt, str) and not prompt.isprintable() else repr(prompt)
+    if isinstance(prompt, str):
+        text = repr(prompt) if prompt.isprintable() else ascii(prompt)
+    else:
+        text = brief(prompt)
     text = " ".join(text.split())
     return text if len(text) <= 60 else f"{text[:60]}..."
 

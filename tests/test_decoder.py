@@ -5,6 +5,8 @@ import math
 import re
 import weakref
 from dataclasses import replace
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import numpy
@@ -18,7 +20,7 @@ from PIL import Image
 from tiny import GRID, LONGEST, POLICIES, WORDS, Tiny, build, random_tokens, tight
 from torch import Tensor
 
-from arkv import ArkvError, Decoder, Grid, RankedPolicy, Store, load_policy
+from arkv import ArkvError, Decoder, Grid, RankedPolicy, Store, load_model, load_policy
 from arkv.decoding.noise import gumbel, seed_keys
 from arkv.errors import MemoryLimitError, NumericalError
 from arkv.estimate import KEPT_FREE, estimate, format_bytes
@@ -537,3 +539,53 @@ def test_a_notebook_shows_the_first_of_very_many_pictures_and_says_so() -> None:
 
 def test_a_result_without_pictures_is_its_text_in_a_notebook() -> None:
     assert decoder().generate(PROMPTS, pixels=False)._repr_html_() is None
+
+
+NUMBERS: dict[str, Any] = {
+    "10^400": 10**400,
+    "-10^5000": -(10**5000),
+    "a fraction beyond all": Fraction(10**400),
+    "a decimal beyond all": Decimal(10) ** 400,
+    "a decimal that is none": Decimal("sNaN"),
+    "digits without end": "9" * 6000,
+    "an array": numpy.array([1, 2]),
+    "bytes": b"1",
+}
+
+
+@pytest.mark.parametrize("number", NUMBERS.values(), ids=NUMBERS)
+def test_numbers_beyond_all_bounds_are_refused_in_one_short_line_wherever_one_is_taken(number: Any) -> None:
+    model = Tiny()
+    decoder, prompts = Decoder(model, load_policy("full")), [(1,)]
+    names = ("guidance", "temperature", "top_k", "top_p", "batch_size", "window", "seed", "seeds")
+    calls: dict[str, Any] = {
+        name: lambda name=name: decoder.generate(prompts, **{name: number}) for name in names
+    }
+    calls |= {
+        "forced guidance": lambda: decoder.teacher_force(prompts, [[0] * model.spec.grid.tokens], number),
+        "forced tokens": lambda: decoder.teacher_force(prompts, number),
+        "warm up": lambda: decoder.warm_up(number),
+        "warm up for": lambda: decoder.warm_up([number]),
+        "ratio": lambda: load_policy("window", ratio=number).plan(model.spec.grid, model.spec),
+        "budget": lambda: load_policy("window", budget=number).plan(model.spec.grid, model.spec),
+        "anchors": lambda: load_policy("linear", ratio="1/2", anchors=number),
+        "compile": lambda: Decoder(model, "full", number),
+        "kv_dtype": lambda: Decoder(model, "full", kv_dtype=number),
+        "random weights": lambda: load_model("scenes", seed=number),
+    }
+    if isinstance(number, int):
+        calls["guided tokens"] = lambda: decoder.generate(prompts, guided_tokens=-abs(number))
+    if isinstance(number, numpy.ndarray):
+        del calls["warm up"]  # for a picture and for two
+    for name, call in calls.items():
+        with pytest.raises(ArkvError) as told:
+            call()
+        assert len(str(told.value)) < 300, name
+        assert "\n" not in str(told.value), name
+
+
+def test_fractions_and_decimals_are_numbers() -> None:
+    assert load_policy("window", ratio=Fraction(1, 2)) == load_policy("window", ratio=0.5)
+    decoder = Decoder(Tiny(), load_policy("full"))
+    one, other = (decoder.generate([(1,)], guidance=guidance).tokens for guidance in (Decimal("1.5"), 1.5))
+    assert torch.equal(one, other)

@@ -1,6 +1,7 @@
 """A decoder in the user's process: its defaults, threads, copies and other processes."""
 
 import copy
+import os
 import pickle
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 import numpy
 import pytest
 import torch
+from elsewhere import draw_in_a_process
 from PIL import Image
 from tiny import GRID, Tiny, build, tight
 from torch import Tensor
@@ -154,6 +156,30 @@ def test_a_forked_process_begins_with_a_cache_of_its_own(monkeypatch: pytest.Mon
     monkeypatch.setattr(isolation.os, "getpid", lambda: -1)
     assert torch.equal(made.generate(PROMPTS, **SETTINGS).tokens, expected)
     assert made.store is not before
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_processes_that_are_given_a_used_decoder_draw_at_once_and_do_not_share_a_cache(method: str) -> None:
+    """Python's own and torch's start methods, which share the memory of tensors."""
+    import torch.multiprocessing
+
+    made = decoder("adakv")
+    wanted = [made.generate(prompts, **SETTINGS).tokens.tolist() for prompts in (OTHERS, PROMPTS)]
+    context = torch.multiprocessing.get_context(method)
+    barrier, told = context.Barrier(3), context.Queue()
+    workers = [
+        context.Process(target=draw_in_a_process, args=(made, PROMPTS, SETTINGS, barrier, told), daemon=True)
+        for _ in range(2)
+    ]
+    for worker in workers:
+        worker.start()
+    barrier.wait(60)
+    mine = [made.generate(OTHERS, **SETTINGS).tokens.tolist() for _ in range(2)]
+    assert mine == [wanted[0]] * 2
+    assert [told.get(timeout=60) for _ in workers] == [[wanted[1]] * 2] * 2
+    for worker in workers:
+        worker.join(60)
 
 
 # Turns

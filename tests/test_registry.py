@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib
+import time
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
 from typing import TYPE_CHECKING, Any, Literal
@@ -213,6 +214,17 @@ def test_a_plugin_that_cannot_say_what_is_its_own_stops_nobody(
         register(monkeypatch, Point("a", raising(error)), Point("right", Right), Point("z", SystemExit(0)))
         with pytest.warns(UserWarning, match="the model 'a' cannot say whether"):
             assert type(load_model(tmp_path)) is Right
+
+    class Hanging(Tiny):
+        @classmethod
+        def recognises(cls, source: Any) -> bool:
+            time.sleep(30)
+            return True
+
+    monkeypatch.setattr(registry, "PATIENCE", 0.2)
+    register(monkeypatch, Point("a", Hanging), Point("right", Right))
+    with pytest.warns(UserWarning, match="cannot say whether .*: TimeoutError: it is not done after 0.2 s"):
+        assert type(load_model(tmp_path)) is Right
     register(monkeypatch, Point("a", raising(CheckpointError("it is cut short"))))
     with pytest.raises(CheckpointError, match="^it is cut short$"):
         load_model(tmp_path)
@@ -421,3 +433,8 @@ def test_the_public_names_resolve_to_what_goes_by_them() -> None:
     assert arkv.__version__
     with pytest.raises(AttributeError, match="nothing"):
         arkv.nothing  # noqa: B018
+
+
+def test_a_parameter_that_stands_twice_is_refused() -> None:
+    with pytest.raises(ArkvError, match=r"ratio is given twice, in 'ratio=1/2, ratio =1/3': give it once"):
+        load_policy("window:ratio=1/2, ratio =1/3")

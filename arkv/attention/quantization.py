@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from arkv.errors import ArkvError
+from arkv.scalars import brief
 
 KvDtype = Literal["int8", "fp8"]
 
@@ -34,8 +35,10 @@ def storage_dtype(kv_dtype: str | None, dtype: torch.dtype) -> torch.dtype:
     """
     if kv_dtype is None:
         return dtype
-    if kv_dtype not in KV_DTYPES:
-        raise ArkvError(f"kv_dtype is {kv_dtype!r}: expected {' or '.join(map(repr, KV_DTYPES))}, or None")
+    if not isinstance(kv_dtype, str) or kv_dtype not in KV_DTYPES:
+        raise ArkvError(
+            f"kv_dtype is {brief(kv_dtype)}: expected {' or '.join(map(repr, KV_DTYPES))}, or None"
+        )
     return KV_DTYPES[kv_dtype]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -157,9 +158,9 @@ def _values_of(path: Path) -> dict[str, Any]:
 
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
             """A mapping, each of its names once."""
-            names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-            for name in names:
-                if names.count(name) > 1:
+            names = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+            for name, times in names.items():
+                if times > 1:
                     raise yaml.YAMLError(f"the name {shown(name)} stands twice")
             return super().construct_mapping(node, deep)
 

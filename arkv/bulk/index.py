@@ -91,8 +91,8 @@ class Index:
         failed = _failed(row.get("failed", {}), file.pictures)
         if pictures != list(file.pictures) or row.get("seeds") != seeds or failed is None:
             return None
-        if is_drawn:
-            return Entry(position, size, digest, failed)
+        if is_drawn:  # and then one picture at least is in the file
+            return Entry(position, size, digest, failed) if len(failed) < len(file.pictures) else None
         is_failed = bool(failed) and size is None and digest is None
         return Entry(position, None, None, failed) if is_failed else None
 

@@ -18,14 +18,15 @@ from typing import TYPE_CHECKING, Any
 import numpy
 import torch
 
-from arkv.bulk import overlap
+from arkv.bulk import overlap, signs
 from arkv.bulk.earlier import LOG
 from arkv.bulk.folder import WEIGHTS
 from arkv.bulk.index import Made
 from arkv.bulk.log import EventList, EventLog
+from arkv.bulk.watchdog import Watchdog
 from arkv.bulk.worker import Drawn, Worker, develop
 from arkv.decoder import Decoder
-from arkv.errors import ArkvError, is_out_of_memory
+from arkv.errors import ArkvError, is_out_of_memory, warn
 
 if TYPE_CHECKING:
     from arkv.bulk.folder import Folder
@@ -95,7 +96,7 @@ def draw(prepared: Prepared, folder: Folder, held: InUse) -> Generator[int]:
         )
         files_of = units.map_batches(
             DrawActor,
-            fn_constructor_args=(prepared, description.pixel_workers == 0),
+            fn_constructor_args=(prepared, description.pixel_workers == 0, signs.SILENCE),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(
                 size=min(workers, len(wanted)),
@@ -108,16 +109,21 @@ def draw(prepared: Prepared, folder: Folder, held: InUse) -> Generator[int]:
         if description.pixel_workers:
             files_of = files_of.map_batches(
                 DevelopActor,
-                fn_constructor_args=(prepared,),
+                fn_constructor_args=(prepared, signs.SILENCE),
                 batch_size=1,
                 compute=ray.data.ActorPoolStrategy(size=description.pixel_workers),
                 num_cpus=1,
             )
+        actors: set[int] = set()
         for block in files_of.iter_batches(batch_size=None):  # as they come, a unit or some
             for weights in set(block["weights"]):
                 folder.learn(str(weights))
-            for events in block["events"]:
-                log.add(json.loads(events))
+            for events in map(json.loads, block["events"]):
+                log.add(events)
+                new = {event["worker"] for event in events} - actors
+                actors |= new
+                if new and len(actors) > workers:
+                    warn("a worker died, or gave no sign of life and was ended: Ray has started another")
             made = zip(block["content"], map(json.loads, block["row"]), strict=True)
             yield folder.write(
                 Made(row["file"], content if "sha256" in row else None, row) for content, row in made
@@ -135,10 +141,12 @@ class DrawActor:
     Args:
         prepared: the job.
         develops: whether it also makes the files.
+        silence: seconds after which an actor is ended that hangs.
     """
 
-    def __init__(self, prepared: Prepared, develops: bool) -> None:
+    def __init__(self, prepared: Prepared, develops: bool, silence: float = signs.SILENCE) -> None:
         self._given, self._develops = prepared, develops
+        self._watchdog = Watchdog(silence)
         self._events, self._turn = EventList(), threading.Lock()
 
     @cached_property
@@ -158,7 +166,7 @@ class DrawActor:
     def __call__(self, batch: Batch) -> Batch:
         """A unit's number to its tokens, or to its files."""
         (number,) = batch["unit"].tolist()
-        with self._turn:
+        with self._turn, self._watchdog.unit():
             drawn, events = self._worker.draw(self._prepared.units[number]), self._events.take()
             weights = self._prepared.texts[WEIGHTS]
         if self._develops:
@@ -187,10 +195,11 @@ class DevelopActor:
 
     Args:
         prepared: the job.
+        silence: seconds after which an actor is ended that hangs.
     """
 
-    def __init__(self, prepared: Prepared) -> None:
-        self._prepared = prepared
+    def __init__(self, prepared: Prepared, silence: float = signs.SILENCE) -> None:
+        self._prepared, self._watchdog = prepared, Watchdog(silence)
         self._model = self._prepared.description.recipe.load_picture_decoder("cpu")
 
     def __call__(self, batch: Batch) -> Batch:
@@ -202,7 +211,8 @@ class DevelopActor:
         failed = {int(picture): reason for picture, reason in told["failed"].items()}
         texts = {**self._prepared.texts, WEIGHTS: told[WEIGHTS]}
         prepared = replace(self._prepared, texts=texts)
-        return _files(prepared, self._model, number, Drawn(by_number, failed), told["events"])
+        with self._watchdog.unit():
+            return _files(prepared, self._model, number, Drawn(by_number, failed), told["events"])
 
 
 def _files(prepared: Prepared, model: PictureDecoder, number: int, drawn: Drawn, events: list[Any]) -> Batch:

@@ -66,7 +66,7 @@ def draw(prepared: Prepared, folder: Folder, held: InUse) -> Generator[int]:
     command = [sys.executable, "-m", "torch.distributed.run", *launch, "-m", "arkv.bulk.torchrun", str(job)]
     signs = [sign_of(prepared.out, rank + 1) for rank in range(workers)]
     watched = Watched(signs)
-    with tempfile.TemporaryFile() as said:
+    with tempfile.TemporaryFile(dir=prepared.out) as said:
         held.hold(group)
         environment = {**os.environ, DRIVER: identity(os.getpid()), GROUP: group}
         process = subprocess.Popen(command, stdout=said, stderr=said, env=environment)

@@ -8,13 +8,15 @@ import shlex
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from arkv.cli.parser import parse
 from arkv.errors import ArkvError, ArkvWarning, Terminated, is_out_of_memory
 
 DEBUG = "ARKV_DEBUG"
 """Environment variable that, if it is set, shows the tracebacks of unexpected errors."""
+
+LONGEST = 2000
+"""Characters of an error: a prompt that somebody else's model quotes may have millions."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fail(told: str) -> int:
-    _say(f"arkv: error: {' '.join(told.split())}")
+    _say(f"arkv: error: {' '.join(told.split())[:LONGEST]}")
     return 1
 
 
@@ -99,10 +101,12 @@ def _warnings() -> Iterator[None]:
     """Warnings of arkv's own as a line each, without the place in its code that Python shows."""
     usual = warnings.formatwarning
 
-    def told(message: Warning | str, category: type[Warning], *place: Any) -> str:
+    def told(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+    ) -> str:
         if issubclass(category, ArkvWarning):
             return f"arkv: warning: {' '.join(str(message).split())}\n"
-        return usual(message, category, *place)
+        return usual(message, category, filename, lineno, line)
 
     warnings.formatwarning = told
     try:

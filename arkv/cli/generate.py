@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Literal
 
 from arkv.cli.flags import QuietOption
-from arkv.cli.outputs import check_outputs, check_writable
+from arkv.cli.outputs import check_sheet, check_writable, is_dir
 from arkv.cli.parser import Command
 from arkv.cli.summary import print_summary, write_sheet
 from arkv.errors import ArkvError
 from arkv.jobs.list_options import ListOptions
 from arkv.jobs.recipe import Recipe, part_of
-from arkv.options import FilePath, OptionError, Positive, Seed, Text, option, options
+from arkv.options import FilePath, Filled, OptionError, Positive, Seed, option, options
 from arkv.pictures.files import png, write_whole
 from arkv.pictures.prompts import single_spaced
 
@@ -24,7 +24,7 @@ class GenerateOptions(ListOptions, Recipe, QuietOption):
 
     SECTION = "What to draw, and where to"
 
-    prompts: tuple[Text, ...] = option(
+    prompts: tuple[Filled, ...] = option(
         default=(), metavar="TEXT", kind="repeated", name="--prompt", help="what to draw; repeatable"
     )
     prompts_file: FilePath | None = option(
@@ -75,8 +75,9 @@ def run(given: GenerateOptions, typed: str) -> int | None:
             flag = name.replace("_", "-")
             raise ArkvError(f"--{flag} is for the prompts of a file: give --prompts-file, or leave it out")
     out = given.out
-    as_file = out.suffix == ".png" and not out.is_dir()
-    if not as_file and out.suffix and not out.is_dir():
+    is_folder = is_dir(out)
+    as_file = out.suffix == ".png" and not is_folder
+    if not as_file and out.suffix and not is_folder:
         raise ArkvError(f"cannot write {out}: expected a name that ends in .png, or a folder")
     check_writable(out if as_file else out / "0000.png")
     decoder = recipe.load_decoder()
@@ -111,9 +112,9 @@ def run(given: GenerateOptions, typed: str) -> int | None:
 def _generate_file(given: GenerateOptions, recipe: Recipe, typed: str) -> int:
     """Draw every prompt of a file, as far as it is not drawn yet."""
     out: Path = given.out
-    if out.suffix in (".png", ".npz") and not out.is_dir():
+    if out.suffix in (".png", ".npz") and not is_dir(out):
         raise ArkvError(f"cannot write {out}: expected a folder for the pictures of a file")
-    check_outputs(sheet=given.sheet)
+    check_sheet(given.sheet, out)
     from arkv.bulk import Description, run
     from arkv.bulk.description import BATCH_SIZE
 

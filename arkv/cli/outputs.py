@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 from arkv.errors import ArkvError
+from arkv.pictures.names import shortened
 
 
 def check_outputs(**outputs: Path | None) -> None:
@@ -29,15 +30,36 @@ def check_outputs(**outputs: Path | None) -> None:
         check_writable(path)
 
 
+def check_sheet(sheet: Path | None, folder: Path) -> None:
+    """Find out whether a contact sheet of the pictures of a folder can be written, and harms none of them.
+
+    Args:
+        sheet: its path; None for none.
+        folder: of the pictures.
+
+    Raises:
+        ArkvError: it cannot, has another suffix, or would take the place of a picture.
+    """
+    if sheet is None:
+        return
+    if sheet.suffix != ".png":
+        raise ArkvError(f"cannot write {sheet}: expected a name that ends in .png")
+    check_outputs(sheet=sheet)
+    if Path(os.path.realpath(folder)) in Path(os.path.realpath(sheet)).parents:
+        raise ArkvError(
+            f"cannot write {sheet}: it would lie among the pictures of {folder}; give a name outside of it"
+        )
+
+
 def check_writable(path: Path) -> None:
     """Find out whether a file can be written; folders may be missing.
 
     Raises:
         ArkvError: it cannot, or is a device or a pipe, which a file would replace.
     """
+    if is_dir(path):
+        raise ArkvError(f"cannot write {path}: it is a folder")
     try:
-        if path.is_dir():
-            raise ArkvError(f"cannot write {path}: it is a folder")
         if path.exists() and not path.is_file():
             raise ArkvError(f"cannot write {path}: it is no file but a device or a pipe; take another name")
         folder = next(parent for parent in path.absolute().parents if parent.exists() or parent.is_symlink())
@@ -48,6 +70,18 @@ def check_writable(path: Path) -> None:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise ArkvError(f"cannot write {path}: {folder}: {error.strerror}") from None
+
+
+def is_dir(path: Path) -> bool:
+    """Whether there is a folder at a path.
+
+    Raises:
+        ArkvError: nobody can say: the path is too long, for instance, or leads where one may not look.
+    """
+    try:
+        return path.is_dir()
+    except OSError as error:
+        raise ArkvError(f"cannot write {shortened(str(path))}: {error.strerror}") from None
 
 
 def check_figure(path: Path | None, suffix: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from arkv.bulk.description import EngineName
 from arkv.cli.flags import QuietOption
-from arkv.cli.outputs import check_outputs
+from arkv.cli.outputs import check_sheet
 from arkv.cli.parser import Command
 from arkv.cli.summary import print_summary, write_sheet
 from arkv.options import FilePath, Filled, OptionError, Positive, option, options
@@ -75,7 +75,7 @@ def run(given: RunOptions, typed: str) -> int | None:
     description = dataclasses.replace(
         description, **{name: value for name, value in changes.items() if value is not None}
     )
-    check_outputs(sheet=given.sheet)
+    check_sheet(given.sheet, out)
     description.check()
     from arkv.bulk import run as run_job
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from annotated_types import Ge, Le
 
-from arkv.cli.outputs import check_outputs
+from arkv.cli.outputs import check_sheet, is_dir
 from arkv.cli.parser import Command
 from arkv.cli.summary import write_sheet
 from arkv.errors import ArkvError
@@ -38,14 +38,12 @@ def run(given: SheetOptions, typed: str) -> None:
     """Write a contact sheet."""
     folder = given.folder
     assert folder is not None
-    if given.out.suffix != ".png":
-        raise ArkvError(f"cannot write {given.out}: expected a name that ends in .png")
-    check_outputs(out=given.out)
     if folder.suffix in (".yaml", ".yml") and folder.is_file():
         from arkv.bulk.description import read_description
 
         folder = Path(read_description(folder).out)
-    if not folder.is_dir():
+    check_sheet(given.out, folder)
+    if not is_dir(folder):
         raise ArkvError(f"{folder} is no folder: give one with PNG files, or the job.yaml of a run")
     write_sheet(folder, given.out, given.most)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from operator import index
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from arkv.errors import ArkvError
 from arkv.pictures.prompts import single_spaced
-from arkv.scalars import plain
+from arkv.scalars import MOST, brief, plain
 
 
 def prompt_list(prompts: Any) -> list[Any]:
@@ -23,13 +23,19 @@ def prompt_list(prompts: Any) -> list[Any]:
     """
     if isinstance(prompts, (str, bytes)):
         raise ArkvError("prompts is one text: expected a list of them, such as ['a red circle']")
-    if isinstance(prompts, dict) or not isinstance(prompts, Iterable) or getattr(prompts, "ndim", 1) == 0:
-        raise ArkvError(f"prompts is {prompts!r}: expected a list of them")
+    if isinstance(prompts, dict) or not is_list(prompts):
+        raise ArkvError(f"prompts is {brief(prompts)}: expected a list of them")
     given = [plain(prompt) for prompt in prompts]
     given = [single_spaced(prompt) if isinstance(prompt, str) else prompt for prompt in given]
     if not given:
         raise ArkvError("the list of prompts is empty: give at least one")
     return given
+
+
+def is_list(value: object) -> TypeGuard[Iterable[Any]]:
+    """Whether something gives items one by one, and is not a text or a number of numpy or torch."""
+    is_one = isinstance(value, (str, bytes)) or getattr(value, "ndim", 1) == 0
+    return isinstance(value, Iterable) and not is_one
 
 
 def seed_list(seeds: Any, seed: Any, count: int) -> list[int]:
@@ -48,8 +54,10 @@ def seed_list(seeds: Any, seed: Any, count: int) -> list[int]:
         return [one_seed(first + number) for number in range(count)]
     if seed is not None:
         raise ArkvError("both seed and seeds are given: seeds has one a prompt, seed is the first prompt's")
-    if isinstance(seeds, (str, bytes)) or not isinstance(seeds, Iterable) or getattr(seeds, "ndim", 1) == 0:
-        raise ArkvError(f"seeds is {seeds!r}: expected a list, one seed a prompt; or take seed={seeds!r}")
+    if not is_list(seeds):
+        raise ArkvError(
+            f"seeds is {brief(seeds)}: expected a list, one seed a prompt; or take seed={brief(seeds)}"
+        )
     given = [plain(one) for one in seeds]
     if len(given) != count:
         raise ArkvError(f"{len(given)} seeds for {count} prompts: give one seed a prompt")
@@ -60,24 +68,24 @@ def one_seed(seed: Any) -> int:
     """A seed as a number of Python, or an `ArkvError`."""
     whole = hasattr(seed, "__index__") and not isinstance(seed, (bool, Tensor, numpy.ndarray))
     if not whole or not 0 <= index(seed) < 2**64:
-        raise ArkvError(f"seed {seed!r}: expected a whole number from 0 to 2^64 - 1")
+        raise ArkvError(f"seed {brief(seed)}: expected a whole number from 0 to 2^64 - 1")
     return index(seed)
 
 
 def check_batch_size(size: Any) -> Any:
     """A number of pictures, "auto" or None; else an `ArkvError`."""
     size = plain(size)
-    whole = isinstance(size, int) and not isinstance(size, bool) and size >= 1
-    if not whole and size not in ("auto", None):
-        raise ArkvError(f"batch_size is {size!r}: expected a whole number, at least 1, or 'auto'")
+    whole = isinstance(size, int) and not isinstance(size, bool) and 1 <= size <= MOST
+    if not (whole or size is None or (isinstance(size, str) and size == "auto")):
+        raise ArkvError(f"batch_size is {brief(size)}: expected a whole number, at least 1, or 'auto'")
     return size
 
 
 def check_window(window: Any) -> int:
     """A number of tokens, or an `ArkvError`."""
     window = plain(window)
-    if not isinstance(window, int) or isinstance(window, bool) or window < 1:
-        raise ArkvError(f"window is {window!r}: expected a whole number of tokens, at least 1")
+    if not isinstance(window, int) or isinstance(window, bool) or not 1 <= window <= MOST:
+        raise ArkvError(f"window is {brief(window)}: expected a whole number of tokens, at least 1")
     return window
 
 
@@ -87,7 +95,10 @@ def forced_tokens(tokens: Any, pictures: int, total: int, vocabulary: int) -> Te
     Raises:
         ArkvError: they have another shape or are outside the vocabulary.
     """
-    tokens = torch.as_tensor(tokens)
+    try:
+        tokens = torch.as_tensor(tokens)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise ArkvError(f"tokens is {brief(tokens)}: expected whole numbers {[pictures, total]}") from None
     if tuple(tokens.shape) != (pictures, total):
         raise ArkvError(
             f"tokens have shape {list(tokens.shape)}: expected {[pictures, total]}, a picture a prompt"

@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeVar, cast, get_args
 import torch
 
 from arkv.errors import ArkvError
+from arkv.scalars import brief
 
 Compile = Literal["none", "inductor", "cudagraphs"]
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -19,8 +20,8 @@ GRAPHS_PER_FUNCTION = 256
 
 def check_mode(mode: str, device: torch.device) -> None:
     """Raise `ArkvError` for a compile mode that there is not, at all or on this device."""
-    if mode not in get_args(Compile):
-        raise ArkvError(f"compile is {mode!r}: expected {' or '.join(map(repr, get_args(Compile)))}")
+    if not isinstance(mode, str) or mode not in get_args(Compile):
+        raise ArkvError(f"compile is {brief(mode)}: expected {' or '.join(map(repr, get_args(Compile)))}")
     if mode == "cudagraphs" and device.type != "cuda":
         raise ArkvError(
             f"compile is 'cudagraphs' and the model is on {device}: take 'inductor', or a CUDA device"

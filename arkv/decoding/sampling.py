@@ -13,8 +13,10 @@ from torch import Tensor
 
 from arkv.decoding.noise import gumbel
 from arkv.errors import ArkvError
+from arkv.scalars import brief
 
 LEAST_TEMPERATURE = 1e-6  # below, logits divided by it may overflow
+MOST_SCALE = torch.finfo(torch.float32).max  # what logits are computed in
 
 
 @dataclass(frozen=True)
@@ -59,20 +61,21 @@ class Sampling:
             value = getattr(self, name)
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
             if not number and not (value is None and name.startswith("top")):
-                raise ArkvError(f"{name} is {value!r}: expected a number")
-        if not 0 <= self.guidance < float("inf"):
-            raise ArkvError(f"guidance is {self.guidance}: expected a finite number, 0 or more")
-        if not 0 <= self.temperature < float("inf"):
-            raise ArkvError(f"temperature is {self.temperature}: expected a finite number, 0 or more")
+                raise ArkvError(f"{name} is {brief(value)}: expected a number")
+        for name in ("guidance", "temperature"):
+            if not 0 <= getattr(self, name) <= MOST_SCALE:
+                told = brief(getattr(self, name))
+                raise ArkvError(f"{name} is {told}: expected a finite number, 0 or more")
         if 0 < self.temperature < LEAST_TEMPERATURE:
             raise ArkvError(f"temperature is {self.temperature}: take 0 for the likeliest token")
         if self.top_k is not None and not (isinstance(self.top_k, int) and 1 <= self.top_k <= vocabulary):
-            raise ArkvError(f"top_k is {self.top_k}: expected 1 to {vocabulary}, the size of the vocabulary")
+            told = brief(self.top_k)
+            raise ArkvError(f"top_k is {told}: expected 1 to {vocabulary}, the size of the vocabulary")
         guided = self.guided_tokens
         if guided is not None and (isinstance(guided, bool) or not isinstance(guided, int) or guided < 0):
-            raise ArkvError(f"guided_tokens is {guided!r}: expected a whole number, 0 or more")
+            raise ArkvError(f"guided_tokens is {brief(guided)}: expected a whole number, 0 or more")
         if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ArkvError(f"top_p is {self.top_p}: expected more than 0 and at most 1")
+            raise ArkvError(f"top_p is {brief(self.top_p)}: expected more than 0 and at most 1")
 
 
 def guide(logits: Tensor, scale: Tensor) -> Tensor:

@@ -139,6 +139,18 @@ def opened(path: Path, flags: int = os.O_RDONLY, below: Path | None = None) -> B
         raise
 
 
+def check_regular(path: Path) -> None:
+    """Look whether there is a file at a path, or where a link there leads: what is none may never end.
+
+    Raises:
+        NotAFile: it is something else.
+        OSError: it cannot be looked at.
+    """
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+        raise NotAFile(path, KINDS.get(stat.S_IFMT(mode), "no plain file"))
+
+
 def check_folders(folder: Path, below: Path) -> None:
     """Look whether the way from one folder down to another is made of folders, as far as it is there.
 

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from arkv.errors import ArkvError
+from arkv.pictures.files import check_regular
 from arkv.scalars import whole
 
 MOST = 10**8
@@ -200,6 +201,7 @@ def _parquet(path: Path) -> Iterator[Prompt]:
     except ImportError:
         raise ArkvError(f"{path} needs pyarrow: pip install 'arkv[parquet]'") from None
     try:
+        check_regular(path)
         with path.open("rb") as file:
             table = parquet.read_table(file)
     except (OSError, ArrowException) as error:
@@ -262,6 +264,7 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
 
 def _text(path: Path) -> str:
     try:
+        check_regular(path)
         content = path.read_bytes()
     except OSError as error:
         raise ArkvError(f"cannot read {path}: {error.strerror}") from None

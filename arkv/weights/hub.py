@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import re
 import socket
-import threading
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from arkv.errors import CheckpointError
+from arkv.patience import within
 from arkv.weights.files import check_folder, exists, is_folder, place
 
 PATIENCE = 4.0
@@ -89,27 +89,18 @@ def _unreachable() -> str | None:
     if proxy and not urllib.request.proxy_bypass(host):
         parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
     port = parts.port or (443 if parts.scheme == "https" else 80)
-    why: list[str] = []
 
     def connect() -> None:
-        try:
-            socket.create_connection((parts.hostname or "", port), PATIENCE).close()
-            why.clear()
-        except OSError as error:
-            why[:] = [error.strerror or str(error)]
+        socket.create_connection((parts.hostname or "", port), PATIENCE).close()
 
-    why.append("no answer")
-    # In a thread of its own: looking up a name has no time limit.
-    asking = threading.Thread(target=connect, daemon=True)
     try:
-        asking.start()
-    except RuntimeError:  # the system has no thread to give
-        return None
-    asking.join(PATIENCE)
-    if not (told := list(why)):
+        within(PATIENCE, connect)  # which has no time limit for looking up a name
+    except OSError as error:
+        told = error.strerror or "no answer"
+    else:
         return None
     return (
-        f"no connection to {parts.hostname} ({told[0]}), and it was not downloaded before; connect, or "
+        f"no connection to {parts.hostname} ({told}), and it was not downloaded before; connect, or "
         "download it elsewhere and name the folder that it is in"
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -189,3 +190,17 @@ def test_the_schema_names_everything_and_nothing_else() -> None:
 
 def test_layouts_in_words_are_those_there_are() -> None:
     assert choices_of(LayoutName) == list(LAYOUTS)
+
+
+def test_a_file_of_many_names_is_refused_in_time(tmp_path: Path) -> None:
+    """Each is looked for among the others; and a few lines may stand for very many."""
+    begun, job = time.monotonic(), tmp_path / "job.yaml"
+    job.write_text("{" + ", ".join(f"n{number}: 1" for number in range(20_000)) + "}")
+    with pytest.raises(ArkvError, match="unknown name"):
+        read_description(job)
+    nested = "\n".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 30))
+    job.write_text(f"a0: &a0 [x]\n{nested}\nprompts: *a29\nout: x\n")
+    with pytest.raises(ArkvError) as told:
+        read_description(job)
+    assert len(str(told.value)) < 500
+    assert time.monotonic() - begun < 30

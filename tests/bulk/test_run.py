@@ -20,7 +20,7 @@ import pytest
 import torch
 from letters import install
 
-from arkv.bulk import Description, overlap, read_description, run, status
+from arkv.bulk import Description, overlap, read_description, run, signs, status
 from arkv.bulk.lock import InUse
 from arkv.cli import main
 from arkv.decoder import Decoder
@@ -347,6 +347,7 @@ BAD = {
         "samples is 'four' in .*: expected a whole number",
     ),
     "a size": ("prompts: x\nout: y\nsize: 512", "size is 512"),
+    "half a size": ("prompts: x\nout: y\nsize: 512x", "size is .512x. .* a width and a height"),
     "an engine": ("prompts: x\nout: y\nengine: rey", "engine is 'rey' .* 'in-process', 'torchrun' or 'ray'"),
     "no YAML": ("prompts: [", "is not YAML"),
     "a list": ("- prompts", "no names with values"),
@@ -474,6 +475,61 @@ def test_actors_draw_what_one_process_does(
     assert killed
     assert pictures(out) == whole
     assert not ray.is_initialized()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["DrawActor", "DevelopActor"])
+def test_an_actor_that_hangs_is_noticed_and_replaced(
+    stage: str,
+    described: Description,
+    whole: dict[str, bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("ray")
+    monkeypatch.setattr(signs, "SILENCE", 3.0)
+    job = replaced(described, engine="ray", workers=1, pixel_workers=1, batch_size=1)
+    out, stopped = tmp_path / "out", list[int]()
+
+    def stop_one() -> None:
+        while not out.exists() or len(list(out.glob("*.png"))) < 3:
+            time.sleep(0.01)
+        for process in Path("/proc").iterdir():
+            if process.name.isdigit() and f"MapBatches({stage}".encode() in command_of(process):
+                stopped.append(int(process.name))
+        os.kill(stopped[0], signal.SIGSTOP)
+
+    threading.Thread(target=stop_one, daemon=True).start()
+    run(job)
+    assert stopped
+    assert pictures(out) == whole
+
+
+HANGING = """
+import os, signal, sys, time
+from arkv.bulk import signs
+from arkv.bulk.watchdog import Watchdog
+
+signs.HUNG = 1
+dog = Watchdog(silence=0.8, least=0.2)
+with dog.unit():
+    pass
+if sys.argv[1] == "stopped":
+    os.kill(os.getpid(), signal.SIGSTOP)
+elif sys.argv[1] == "a long unit":
+    with dog.unit():
+        time.sleep(20)
+else:  # nothing to do is no reason to end
+    time.sleep(2)
+print("lived")
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGSTOP")
+@pytest.mark.parametrize(("how", "status"), [("stopped", -9), ("a long unit", -9), ("idle", 0)])
+def test_a_process_that_hangs_is_ended_from_beside_it(how: str, status: int) -> None:
+    ran = subprocess.run([sys.executable, "-c", HANGING, how], capture_output=True, timeout=60, check=False)
+    assert ran.returncode == status, ran.stderr
 
 
 @pytest.mark.slow

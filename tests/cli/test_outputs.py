@@ -10,6 +10,7 @@ import pytest
 from saying import PROMPTS, arkv_says, picture_of
 
 from arkv import registry
+from arkv.cli import main
 from arkv.models.scenes.adapter import Scenes
 
 
@@ -106,3 +107,34 @@ def test_a_figure_that_cannot_be_drawn_is_refused_before_anything_is_loaded(
     told = arkv_says(capsys, "bench", "--plot", tmp_path / "x.png", status=1)
     assert "matplotlib" in told
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "sheet", ["p.txt", "out/index.jsonl", "out/000000.png", "out/new.png", "link/000000.png", "job.yaml"]
+)
+def test_a_sheet_takes_the_place_of_nothing_that_a_job_reads_or_has_drawn(
+    sheet: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (tmp_path / "link").symlink_to(folder)
+    for name in ("p.txt", "out/index.jsonl", "out/000000.png", "job.yaml"):
+        (tmp_path / name).write_text("precious")
+    (tmp_path / "job.yaml").write_text("prompts: p.txt\nout: out\n")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for command in (
+        ["generate", "--prompts-file", "p.txt", "--out", "out", "--sheet", sheet],
+        ["run", "job.yaml", "--resume", "--sheet", sheet],
+        ["sheet", "out", "--out", sheet],
+        ["sheet", "job.yaml", "--out", sheet],
+    ):
+        assert main(command) == 1
+        assert f"arkv: error: cannot write {sheet}: " in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_name_that_no_disk_takes_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a" * 300 + ".png", "a" * 300):
+        assert main(["generate", "--prompt", "a red circle", "--out", str(tmp_path / name)]) == 1
+        assert capsys.readouterr().err.endswith(": File name too long\n")

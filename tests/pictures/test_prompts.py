@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -263,3 +264,12 @@ def test_what_is_written_as_json_is_read(
     path = write(tmp_path_factory.mktemp("jsonl") / "m.jsonl", "\n".join(lines))
     _, read_back = read_prompts(path)
     assert [json.dumps(prompt.record) for prompt in read_back] == lines
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no FIFOs")
+@pytest.mark.parametrize("name", ["p.txt", "p.csv", "p.jsonl", "folder/p.txt"])
+def test_what_never_ends_is_not_waited_for(name: str, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(ArkvError, match="cannot read .*it is a FIFO"):
+        read_prompts(tmp_path / name if "/" not in name else tmp_path / "folder")
