@@ -14,7 +14,13 @@ from arkv.weights.checkpoint import draw_weights_
 
 
 def load_picture_decoder(
-    name: str | Path, *, device: torch.device | str = "cpu", random_weights: bool = False, **options: Any
+    name: str | Path,
+    *,
+    device: torch.device | str = "cpu",
+    random_weights: bool = False,
+    weights: object = None,
+    lora: object = None,
+    **options: Any,
 ) -> PictureDecoder:
     """Load what makes pictures of a model's tokens, without the rest where they can be told apart.
 
@@ -22,6 +28,8 @@ def load_picture_decoder(
         name: of a model, as for `load_model`.
         device: where to put the weights.
         random_weights: draw the weights, the same as `load_model` draws.
+        weights: of the rest of the model, and passed over.
+        lora: likewise.
         options: as for `load_model`.
 
     Raises:

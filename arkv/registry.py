@@ -5,19 +5,19 @@ The built-in ones use the same door as anybody else's package. Listing names imp
 
 from __future__ import annotations
 
-import ast
 import inspect
 import typing
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal
 
 from arkv.errors import ArkvError, CheckpointError, Terminated, UnknownNameError, warn
-from arkv.options import check_type, expected, shown, split_commas
+from arkv.options import shown, split_commas
+from arkv.parameters import check_parameters, parse_parameters
 from arkv.patience import within
 from arkv.scalars import plain, whole
 
@@ -31,9 +31,6 @@ if TYPE_CHECKING:
 Kind = Literal["model", "policy"]
 PATIENCE = 60.0
 """Seconds that a model may take to say whether a checkpoint is its."""
-
-MOST_BITS = 100
-"""Of a whole number among a policy's parameters: far beyond what is counted, short enough for a message."""
 
 GROUPS: dict[Kind, str] = {"model": "arkv.models", "policy": "arkv.policies"}
 
@@ -146,35 +143,14 @@ def load_policy(name: str, **parameters: Any) -> CachePolicy:
     if isinstance(name, str):
         name, _, text = name.partition(":")
     policy_class = load_class("policy", name)
-    given = _parse_parameters(text) | {parameter: plain(value) for parameter, value in parameters.items()}
-    _check_parameters(name, policy_class, given)
+    given = parse_parameters(text) | {parameter: plain(value) for parameter, value in parameters.items()}
+    check_parameters(name, policy_class, given)
     try:
         return policy_class(**given)
     except ArkvError:
         raise
     except Exception as error:  # of somebody's package
         raise ArkvError(f"{name}: {' '.join(str(error).split()) or type(error).__name__}") from error
-
-
-def _check_parameters(name: str, policy_class: type[CachePolicy], given: dict[str, Any]) -> None:
-    """Raise `ArkvError` unless the parameters are those of the policy, of the right types, and enough."""
-    known = {field.name: field for field in fields(policy_class) if field.init}
-    hints = parameter_types(policy_class)
-    for parameter, value in given.items():
-        if not known:
-            raise ArkvError(f"the policy {name} takes no parameters: leave out {parameter}={value}")
-        if parameter not in known:
-            raise UnknownNameError(f"parameter of the policy {name}", parameter, known)
-        if type(value) is int and value.bit_length() > MOST_BITS:
-            raise ArkvError(
-                f"{name}: {parameter} is {shown(value)}, expected one of at most {MOST_BITS} bits"
-            )
-        hint = hints.get(parameter, Any)
-        if not check_type(hint, value):
-            raise ArkvError(f"{name}: {parameter} is {shown(value)}, expected {expected(hint)}")
-    missing = [f.name for f in known.values() if f.default is f.default_factory is MISSING]
-    if absent := [parameter for parameter in missing if parameter not in given]:
-        raise ArkvError(f"the policy {name} needs {' and '.join(absent)}: give it as {name}:{absent[0]}=...")
 
 
 def load_model(
@@ -388,29 +364,3 @@ def torch_dtype(dtype: torch.dtype | str) -> torch.dtype:
     if not isinstance(dtype, (str, torch.dtype)) or name not in known:
         raise UnknownNameError("dtype", name, known)
     return typing.cast("torch.dtype", getattr(torch, name))
-
-
-def _parse_parameters(text: str) -> dict[str, Any]:
-    """`"anchors=24,ratio=1/6"` to a dictionary; what is not a Python literal stays text."""
-    parsed = {}
-    for part in filter(None, split_commas(text)):
-        name, equals, value = part.partition("=")
-        if not equals or not name.strip():
-            raise ArkvError(
-                f"cannot read {part!r}: expected parameter=value, as in 'linear:anchors=24,recent=48'"
-            )
-        if (name := name.strip()) in parsed:
-            raise ArkvError(f"{name} is given twice, in {shown(text)}: give it once")
-        try:
-            parsed[name] = ast.literal_eval(value.strip())
-        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-            parsed[name] = value.strip()
-    return parsed
-
-
-def parameter_types(policy_class: type[CachePolicy]) -> dict[str, Any]:
-    """The types of the fields; none at all where one names something imported for type checkers only."""
-    try:
-        return get_type_hints(policy_class)
-    except Exception:  # whatever evaluating somebody's annotations runs into
-        return {}

@@ -144,6 +144,8 @@ def pictures_only(
     found = part(model)
     load_weights_(found.slots, found.files, found.unused)
     return PicturesOnly(model)
+
+
 def slots_of(module: nn.Module) -> dict[str, WeightSlot]:
     """Where the tensors of a checkpoint go that has parameters and persistent buffers under their own names.
 

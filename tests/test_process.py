@@ -159,7 +159,7 @@ def test_a_forked_process_begins_with_a_cache_of_its_own(monkeypatch: pytest.Mon
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_processes_that_are_given_a_used_decoder_draw_at_once_and_do_not_share_a_cache(method: str) -> None:
     """Python's own and torch's start methods, which share the memory of tensors."""
     import torch.multiprocessing

@@ -49,7 +49,8 @@ def run(given: PoliciesOptions, typed: str) -> None:
 
 def _show(name: str) -> None:
     """One policy: where it is from, what it does, and its parameters."""
-    from arkv.registry import load_class, names, parameter_types
+    from arkv.parameters import parameter_types
+    from arkv.registry import load_class, names
 
     policy_class = load_class("policy", name.partition(":")[0])
     (entry,) = (entry for entry in names("policy") if entry.name == name.partition(":")[0])

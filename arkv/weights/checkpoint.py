@@ -112,6 +112,7 @@ def draw_weights_(module: nn.Module, seed: int, prefix: str = "") -> None:
         seed: the same weights for one seed on one kind of device.
         prefix: the name of the module in the model that it is a part of.
     """
+
     def draw_(matrix: Tensor, name: str) -> None:
         # Of its name, so that a part of a model gets what it gets with all of it.
         drawn_from = crc32(f"{seed} {name}".encode())
