@@ -190,6 +190,7 @@ def load_model(
     """
     import torch
 
+    from arkv.machine.defaults import torchs_own
     from arkv.weights.packing import pack_
     from arkv.weights.quantization import check_weight_dtype
     from arkv.weights.quantized import quantize_
@@ -211,15 +212,15 @@ def load_model(
         raise ArkvError("the dtype is float64, which the device 'mps' has not: take float32")
     if weights is not None and "weights" in inspect.signature(model_class.from_pretrained).parameters:
         options["weights"] = weights
-    with reading(options.get("source") or name):
+    with torchs_own(device), reading(options.get("source") or name):
         if random_weights:
             model = model_class.from_pretrained(dtype=dtype, device=torch.device("meta"), **options)
             model = with_random_weights(model, device, seed_number)
         else:
             model = model_class.from_pretrained(dtype=dtype, device=device, **options)
-    if weights is not None:
-        quantize_(model, weights)  # does nothing where that was done while the weights were read
-    pack_(model)
+        if weights is not None:
+            quantize_(model, weights)  # does nothing where that was done while the weights were read
+        pack_(model)
     return model
 
 

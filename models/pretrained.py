@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from arkv.errors import CheckpointError
+from arkv.machine.defaults import torchs_own
 from arkv.machine.memory import allocated
 from arkv.model import Model, PicturesOnly
 from arkv.weights.checkpoint import WeightSlot, load_weights_
@@ -69,7 +70,7 @@ def empty(
     Raises:
         MemoryLimitError: the device has not as much memory free.
     """
-    with torch.device("meta"):  # nothing is drawn at random only to be overwritten
+    with torchs_own(device), torch.device("meta"):  # nothing is drawn at random only to be overwritten
         module = build().to(dtype)
         if weights is not None and isinstance(module, Model):
             quantize_(module, weights)

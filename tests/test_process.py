@@ -8,17 +8,19 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
 from typing import Any
 
 import numpy
 import pytest
 import torch
 from elsewhere import draw_in_a_process
+from llamagen_files import TinyClasses, write_llamagen
 from PIL import Image
 from tiny import GRID, Tiny, build, tight
 from torch import Tensor
 
-from arkv import ArkvError, Decoder, Grid, load_policy
+from arkv import ArkvError, Decoder, Grid, load_model, load_policy
 from arkv.decoding import isolation
 
 PROMPTS = [(1, 2, 3), (4,), (5, 6)]
@@ -70,6 +72,23 @@ def test_defaults_of_the_process_do_not_reach_inside(name: str, default: str) ->
         assert got.images[0].tobytes() == expected.images[0].tobytes()
         assert torch.equal(used.teacher_force(PROMPTS, expected.tokens, guidance=1.5).raw, logits)
         assert torch.get_default_dtype() == before
+
+
+@pytest.mark.parametrize("default", ["dtype bfloat16", "dtype float64", "device"])
+def test_a_model_that_is_loaded_under_other_defaults_is_the_same(default: str, tmp_path: Path) -> None:
+    """Its tables and its picture decoder, too, which have dtypes of their own."""
+    write_llamagen(tmp_path, TinyClasses.variant)
+    tokens = torch.arange(16)[None]
+    for load in (lambda: load_model("scenes"), lambda: TinyClasses.from_pretrained(tmp_path)):
+        plain = load()
+        with DEFAULTS[default]():
+            other = load()
+        for (name, one), two in zip(plain.named_buffers(), other.buffers(), strict=True):
+            assert one.dtype == two.dtype, name
+            assert torch.equal(one, two), name
+        for (name, one), two in zip(plain.named_parameters(), other.parameters(), strict=True):
+            assert (one.dtype, one.device) == (two.dtype, two.device), name
+    assert torch.equal(plain.pixels(tokens), other.pixels(tokens))
 
 
 def test_one_thread_that_is_done_does_not_change_the_dtype_of_another_that_draws() -> None:

@@ -13,7 +13,7 @@ from arkv.cli.summary import print_summary, write_sheet
 from arkv.errors import ArkvError
 from arkv.jobs.list_options import ListOptions
 from arkv.jobs.recipe import Recipe, part_of
-from arkv.options import FilePath, Filled, OptionError, Positive, Seed, option, options
+from arkv.options import FilePath, OptionError, Positive, Seed, Text, option, options
 from arkv.pictures.files import png, write_whole
 from arkv.pictures.prompts import single_spaced
 
@@ -24,7 +24,7 @@ class GenerateOptions(ListOptions, Recipe, QuietOption):
 
     SECTION = "What to draw, and where to"
 
-    prompts: tuple[Filled, ...] = option(
+    prompts: tuple[Text, ...] = option(
         default=(), metavar="TEXT", kind="repeated", name="--prompt", help="what to draw; repeatable"
     )
     prompts_file: FilePath | None = option(
@@ -74,6 +74,9 @@ def run(given: GenerateOptions, typed: str) -> int | None:
         if getattr(given, name) is not None:
             flag = name.replace("_", "-")
             raise ArkvError(f"--{flag} is for the prompts of a file: give --prompts-file, or leave it out")
+    prompts = list(map(single_spaced, given.prompts))
+    if "" in prompts:
+        raise ArkvError("a prompt is empty: say what to draw, as in --prompt 'three red circles'")
     out = given.out
     is_folder = is_dir(out)
     as_file = out.suffix == ".png" and not is_folder
@@ -81,7 +84,6 @@ def run(given: GenerateOptions, typed: str) -> int | None:
         raise ArkvError(f"cannot write {out}: expected a name that ends in .png, or a folder")
     check_writable(out if as_file else out / "0000.png")
     decoder = recipe.load_decoder()
-    prompts = list(map(single_spaced, given.prompts))
     seeds = range(given.seed, given.seed + len(prompts))
     result = decoder.generate(
         prompts,

@@ -5,38 +5,12 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 import torch
 
 from arkv.errors import ArkvError
-
-
-class _Float32:
-    """torch's default dtype while anybody draws: it is one for all threads of the process."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._inside = 0
-        self._usual = torch.float32
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        with self._lock:
-            if self._inside == 0:
-                self._usual = torch.get_default_dtype()
-                torch.set_default_dtype(torch.float32)
-            self._inside += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._inside -= 1
-                if self._inside == 0:
-                    torch.set_default_dtype(self._usual)
-
-
-_float32 = _Float32()
+from arkv.machine.defaults import torchs_own
 
 
 @contextmanager
@@ -46,13 +20,7 @@ def isolated(device: torch.device) -> Iterator[None]:
     Args:
         device: of the model.
     """
-    with ExitStack() as stack:
-        stack.enter_context(_float32.held())
-        if torch.get_default_device().type != "cpu":
-            stack.enter_context(torch.device("cpu"))
-        if torch.is_autocast_enabled(device.type):
-            stack.enter_context(torch.autocast(device.type, enabled=False))
-        stack.enter_context(torch.inference_mode())
+    with torchs_own(device), torch.inference_mode():
         yield
 
 

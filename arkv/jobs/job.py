@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -24,6 +25,7 @@ from arkv.errors import ArkvError
 from arkv.pictures.layout import Layout, PictureFile, Wanted
 from arkv.pictures.layouts import LAYOUTS
 from arkv.pictures.prompts import Prompt
+from arkv.scalars import brief
 
 MOST_PICTURES = 10**8
 """Pictures of a job: a run keeps some forty bytes of each."""
@@ -68,12 +70,12 @@ class Job:
     earlier: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        check_number("samples", self.samples, 1, MOST_PICTURES)
         check_number("seed", self.seed, 0, 2**64 - 1)
+        check_number("samples", self.samples, 1, math.inf)
         if self.pictures > MOST_PICTURES:
             raise ArkvError(
-                f"{len(self.prompts)} prompts with {self.samples} samples are {self.pictures} pictures: "
-                f"a job has room for {MOST_PICTURES}; make several of it"
+                f"{len(self.prompts)} prompts with {brief(self.samples)} samples are {brief(self.pictures)} "
+                f"pictures: a job has room for {MOST_PICTURES}; make several of it"
             )
         if self.npz_side is not None:
             if self.layout != "npz":
@@ -327,10 +329,8 @@ def account_of(prompts: Sequence[Prompt]) -> str:
     return f"{len(prompts)} with sha256 {digest.hexdigest()[:16]}"
 
 
-def check_number(name: str, value: object, least: int, most: int) -> None:
+def check_number(name: str, value: object, least: int, most: float) -> None:
     """Raise `ArkvError` unless a value is a whole number of a range."""
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-        shown = (
-            value if not isinstance(value, int) or abs(value) < 10**30 else "a number of more than 30 digits"
-        )
-        raise ArkvError(f"{name} is {shown}: expected a whole number from {least} to {most:,}")
+        bound = "" if most == math.inf else f" to {most:,}"
+        raise ArkvError(f"{name} is {brief(value)}: expected a whole number from {least}{bound}")

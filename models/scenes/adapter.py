@@ -15,6 +15,7 @@ from typing_extensions import Self
 
 from arkv.errors import CheckpointError
 from arkv.grid import Grid
+from arkv.machine.defaults import torchs_own
 from arkv.model import Block, Condition, Model, ModelSpec
 from arkv.models.pretrained import Part, empty, load, slots_of
 from arkv.models.rope import grid_rotation
@@ -133,7 +134,7 @@ class Scenes(Model):
             if not 0 <= guidance < float("inf") or not 0 < int(facts["codes"]) <= MOST_CODES:
                 raise ValueError("guidance or the number of codes is out of range")
             with torch.device("meta"):
-                codebook = Codebook(torch.zeros(int(facts["codes"]), PATCH_VALUES))
+                codebook = Codebook(torch.zeros(int(facts["codes"]), PATCH_VALUES, dtype=torch.float32))
             build = partial(cls, codebook, config, guidance)
             empty(build, dtype, torch.device("meta"))
         except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
@@ -142,7 +143,8 @@ class Scenes(Model):
             ) from None
         model = load(build, dtype, device, lambda model: [Part(slots_of(model), [path])], weights, lora)
         if device.type != "meta":
-            model.rotation = model._rotation().to(device)
+            with torchs_own(device):
+                model.rotation = model._rotation().to(device)
         return model
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
