@@ -346,39 +346,46 @@ def _attend_alone(
 ):
     """One query a key head.
 
-    A tile is `[chunks, rounds, LANES, COLUMNS]`, `LANES` slots and `COLUMNS` columns being what the threads
-    take at a time. Sums over chunks and rounds stay within a thread.
+    A key is taken in chunks of `COLUMNS` numbers, and a chunk of a tile is loaded as `[slots, COLUMNS]`: over
+    two axes there is one way for threads to lie, over more each version of Triton has its own. `LANES` slots
+    are what the threads take at a time. Seen as `[rounds, LANES, COLUMNS]`, sums over chunks and rounds stay
+    within a thread.
     """
-    WIDTH: tl.constexpr = triton.next_power_of_2(HEAD_DIM)
-    CHUNKS: tl.constexpr = WIDTH // COLUMNS
-    column = tl.arange(0, CHUNKS)[:, None, None, None] * COLUMNS + tl.arange(0, COLUMNS)[None, None, None, :]
-    inside = column < HEAD_DIM
-    lane = tl.arange(0, LANES)
-    offset = tl.arange(0, SLOTS // LANES)[:, None] * LANES + lane[None, :]
+    CHUNKS: tl.constexpr = triton.next_power_of_2(HEAD_DIM) // COLUMNS
+    ROUNDS: tl.constexpr = SLOTS // LANES
+    column = tl.arange(0, COLUMNS)
     # Every lane loads the query for itself, and has it where it will have keys.
-    asked = inside & (lane >= 0)[None, None, :, None]
-    asking = tl.load(query + column + lane[None, None, :, None] * 0, asked, 0).to(tl.float32) * scale
+    of_lanes = column[None, :] + tl.arange(0, LANES)[:, None] * 0
+    asking, part = (), ()
+    for chunk in tl.static_range(CHUNKS):
+        asked = of_lanes + chunk * COLUMNS
+        asking = asking + (tl.load(query + asked, asked < HEAD_DIM, 0).to(tl.float32) * scale,)
+        part = part + (tl.zeros([LANES, COLUMNS], tl.float32),)
 
     greatest = tl.full([LANES], NOTHING, tl.float32)
     total = tl.zeros([LANES], tl.float32)
-    part = tl.zeros([CHUNKS, LANES, COLUMNS], tl.float32)
     for at in range(begin, end, SLOTS):
-        position = at + offset
+        position = at + tl.arange(0, SLOTS)
         slot, _, seen = _look(visible, slot_of, filled_of, position, end)
-        place = slot[None, :, :, None] * HEAD_DIM + column
-        wanted = seen[None, :, :, None] & inside
-        key = tl.load(keys + place, wanted, 0.0)
-        value = tl.load(values + place, wanted, 0.0)
+        key, value = (), ()
+        for chunk in tl.static_range(CHUNKS):
+            place = slot[:, None] * HEAD_DIM + chunk * COLUMNS + column[None, :]
+            wanted = seen[:, None] & (chunk * COLUMNS + column < HEAD_DIM)[None, :]
+            key = key + (tl.load(keys + place, wanted, 0.0),)
+            value = value + (tl.load(values + place, wanted, 0.0),)
         if key_scale is not None:
             key_factor = tl.load(key_scale + slot, seen, 0)
         if value_scale is not None:
             value_factor = tl.load(value_scale + slot, seen, 0)
         # Always so, which the compiler does not know: it would move each load down to where it is used.
         if at < positions:
-            logits = tl.sum(tl.sum(asking * key.to(tl.float32), 0), 2)
+            product = tl.zeros([ROUNDS, LANES, COLUMNS], tl.float32)
+            for chunk in tl.static_range(CHUNKS):
+                product += asking[chunk] * tl.reshape(key[chunk].to(tl.float32), [ROUNDS, LANES, COLUMNS])
+            logits = tl.sum(product, 2)
             if key_scale is not None:
-                logits *= key_factor
-            logits = tl.where(seen, logits, NOTHING)
+                logits *= tl.reshape(key_factor, [ROUNDS, LANES])
+            logits = tl.where(tl.reshape(seen, [ROUNDS, LANES]), logits, NOTHING)
             higher = tl.maximum(greatest, tl.max(logits, 0))
             # Where nothing was seen yet, any finite number makes all weights zero.
             base = tl.where(higher == NOTHING, 0.0, higher)
@@ -387,17 +394,37 @@ def _attend_alone(
             greatest = higher
             total = total * shrink + tl.sum(weights, 0)
             if value_scale is not None:
-                weights *= value_factor
-            add = tl.sum(weights[None, :, :, None] * value.to(tl.float32), 1)
-            part = part * shrink[None, :, None] + add
+                weights *= tl.reshape(value_factor, [ROUNDS, LANES])
+            before, part = part, ()
+            for chunk in tl.static_range(CHUNKS):
+                wide = tl.reshape(value[chunk].to(tl.float32), [ROUNDS, LANES, COLUMNS])
+                add = tl.sum(weights[:, :, None] * wide, 0)
+                part = part + (before[chunk] * shrink[:, None] + add,)
             if logits_left is not None:
-                tl.store(logits_left + position, logits, seen)
+                tl.store(logits_left + position, tl.reshape(logits, [SLOTS]), seen)
     highest = tl.max(greatest, 0)
     weight = tl.exp(greatest - tl.where(highest == NOTHING, 0.0, highest))
     total = tl.sum(total * weight, 0)
-    part = tl.sum(part * weight[None, :, None], 1)
+    sums = ()
+    for chunk in tl.static_range(CHUNKS):
+        sums = sums + (tl.sum(part[chunk] * weight[:, None], 0),)
     one = tl.zeros([1], tl.float32)
-    return tl.reshape(part, [WIDTH, 1]), one + highest, one + total
+    return tl.reshape(_side_by_side(sums), [CHUNKS * COLUMNS, 1]), one + highest, one + total
+
+
+@triton.jit
+def _side_by_side(chunks):
+    """The chunks of a key, one, two or four, as `[chunks, columns]`."""
+    COUNT: tl.constexpr = len(chunks)
+    tl.static_assert(COUNT == 1 or COUNT == 2 or COUNT == 4)
+    if COUNT == 1:
+        whole = chunks[0][None, :]
+    elif COUNT == 2:
+        whole = tl.permute(tl.join(chunks[0], chunks[1]), [1, 0])
+    else:
+        pairs = tl.join(tl.join(chunks[0], chunks[1]), tl.join(chunks[2], chunks[3]))
+        whole = tl.permute(pairs, [2, 1, 0])
+    return whole
 
 
 @triton.jit
@@ -445,24 +472,28 @@ def _attend_together(
             key_factor = tl.load(key_scale + slot, seen, 0)
         if value_scale is not None:
             value_factor = tl.load(value_scale + slot, seen, 0)
-        logits = tl.dot(key.to(asking.dtype), asking, input_precision="tf32x3") * scale
-        if key_scale is not None:
-            logits *= key_factor[:, None]
-        logits = tl.where(seen[:, None], logits, NOTHING)
-        higher = tl.maximum(greatest, tl.max(logits, 0))
-        base = tl.where(higher == NOTHING, 0.0, higher)
-        weights = tl.exp(logits - base[None, :])
-        shrink = tl.exp(greatest - base)
-        greatest = higher
-        total = total * shrink + tl.sum(weights, 0)
-        if value_scale is not None:
-            weights *= value_factor[:, None]
-        part = tl.dot(
-            tl.trans(value.to(PRODUCT)), weights.to(PRODUCT), part * shrink[None, :], input_precision="tf32x3"
-        )
-        if logits_left is not None:
-            line = logits_left + member[None, :] * positions + position[:, None]
-            tl.store(line, logits, (member < GROUP)[None, :] & seen[:, None])
+        if at < positions:
+            logits = tl.dot(key.to(asking.dtype), asking, input_precision="tf32x3") * scale
+            if key_scale is not None:
+                logits *= key_factor[:, None]
+            logits = tl.where(seen[:, None], logits, NOTHING)
+            higher = tl.maximum(greatest, tl.max(logits, 0))
+            base = tl.where(higher == NOTHING, 0.0, higher)
+            weights = tl.exp(logits - base[None, :])
+            shrink = tl.exp(greatest - base)
+            greatest = higher
+            total = total * shrink + tl.sum(weights, 0)
+            if value_scale is not None:
+                weights *= value_factor[:, None]
+            part = tl.dot(
+                tl.trans(value.to(PRODUCT)),
+                weights.to(PRODUCT),
+                part * shrink[None, :],
+                input_precision="tf32x3",
+            )
+            if logits_left is not None:
+                line = logits_left + member[None, :] * positions + position[:, None]
+                tl.store(line, logits, (member < GROUP)[None, :] & seen[:, None])
     return part, greatest, total
 
 

@@ -63,7 +63,7 @@ TABLE: dict[Shape, Tuning] = {
     Shape(unequal=False, grouped=False, key_bytes=256): Tuning(16, 8, 4, 1, 256),
     Shape(unequal=False, grouped=False, key_bytes=512): Tuning(8, 8, 4, 1, 256),
     Shape(unequal=False, grouped=True, key_bytes=64): Tuning(32, 8, 1, 1, 256),
-    Shape(unequal=False, grouped=True, key_bytes=128): Tuning(16, 8, 1, 1, 256),
+    Shape(unequal=False, grouped=True, key_bytes=128): Tuning(16, 8, 2, 1, 256),
     Shape(unequal=False, grouped=True, key_bytes=256): Tuning(16, 8, 2, 1, 256),
     Shape(unequal=False, grouped=True, key_bytes=512): Tuning(16, 8, 1, 1, 256),
     Shape(unequal=True, grouped=False, key_bytes=64): Tuning(32, 4, 1, 1, 128),
@@ -71,8 +71,8 @@ TABLE: dict[Shape, Tuning] = {
     Shape(unequal=True, grouped=False, key_bytes=256): Tuning(16, 8, 2, 1, 128),
     Shape(unequal=True, grouped=False, key_bytes=512): Tuning(8, 8, 2, 1, 128),
     Shape(unequal=True, grouped=True, key_bytes=64): Tuning(32, 8, 1, 1, 128),
-    Shape(unequal=True, grouped=True, key_bytes=128): Tuning(16, 8, 1, 1, 128),
-    Shape(unequal=True, grouped=True, key_bytes=256): Tuning(16, 8, 1, 1, 128),
+    Shape(unequal=True, grouped=True, key_bytes=128): Tuning(16, 8, 2, 1, 128),
+    Shape(unequal=True, grouped=True, key_bytes=256): Tuning(8, 8, 4, 1, 128),
     Shape(unequal=True, grouped=True, key_bytes=512): Tuning(16, 8, 1, 1, 128),
 }
 """Chosen from machine code for sm_80, sm_90 and sm_100 (see the page on kernels), and not measured yet."""
