@@ -47,6 +47,8 @@ def least_of_head(store: Store, worth: Tensor) -> Tensor:
         none = key.new_full((*key.shape[:2], store.kv_heads + 1), torch.iinfo(key.dtype).max)
         least = none.scatter_reduce(-1, store.head.expand(key.shape), key, "amin")
         return (least[..., :-1, None] & LOW) % store.slots
+    if len(store.sizes) <= store.layers:
+        return _least_by_size(store, worth)
     ranked = ranking(store, worth)
     of_head = store.head.expand(ranked.shape).gather(-1, ranked)
     by_head = ranked.gather(-1, of_head.argsort(dim=-1, stable=True))
@@ -54,6 +56,24 @@ def least_of_head(store: Store, worth: Tensor) -> Tensor:
     return by_head.gather(-1, first.expand(-1, store.rows, -1, -1).flatten(2)).view(
         store.layers, store.rows, store.kv_heads, -1
     )
+
+
+def _least_by_size(store: Store, worth: Tensor) -> Tensor:
+    """As `least_of_head` where heads are of a few sizes: those of one size are ranked at once, as equal ones.
+
+    Two sizes for spatial and semantic heads, one a layer for a pyramid: a sort of the pool would be more.
+    """
+    period, device = store.plan.period, worth.device
+    found = torch.zeros(store.layers, store.rows, store.kv_heads, period, dtype=torch.long, device=device)
+    rows = torch.arange(store.rows, device=device)[:, None]
+    for size, heads in store.sizes.items():
+        layer, head = heads.unbind(-1)
+        first = store.starts[layer, head]
+        place = (layer[:, None, None], rows, (first[:, None] + torch.arange(size, device=device))[:, None])
+        age = store.position[place].long() - PADDING
+        least = _least(worth[place], age, ages=_ages(store), count=period)
+        found[layer[:, None], rows[:, 0], head[:, None]] = least + first[:, None, None]
+    return found
 
 
 def least_of_layer(store: Store, worth: Tensor) -> Tensor:

@@ -75,6 +75,8 @@ class Store:
             beyond a layer's pool.
         pools: slots of a row in each layer.
         slots: the most slots of a row in any layer.
+        starts: int64 `[layers, kv_heads]`, the first slot of each head by the plan.
+        sizes: slots of a head to the heads that have as many by the plan, int64 `[heads, 2]` of layer and head.
     """
 
     def __init__(
@@ -132,6 +134,11 @@ class Store:
         outside = owner == self.kv_heads
         offset = torch.arange(self.slots) - pad(starts, (0, 1)).gather(1, owner)
         self.starts = starts.to(device)
+        of_size: dict[int, list[tuple[int, int]]] = {}
+        for layer, heads in enumerate(visual):
+            for head, size in enumerate(heads):
+                of_size.setdefault(condition + size, []).append((layer, head))
+        self.sizes = {size: torch.tensor(heads, device=device) for size, heads in of_size.items()}
         self._first_head = owner[:, None].to(device)
         # The condition token that stands in each slot, or `condition` where none does.
         self._condition_index = torch.where(outside, condition, offset).clamp(max=condition).to(device)

@@ -44,8 +44,8 @@ class RKV(RankedPolicy):
     queries, as in the published code (the paper pools every query's attention before the mean). Every row has
     the similarities of its own keys (the published code applies those of the first row to all).
 
-    Every head has to have as many slots as the next. The similarities of one layer at a time take
-    `rows * kv_heads * capacity^2` numbers while an eviction lasts.
+    Every head has to have as many slots as the next. Similarities are computed for so many heads at a time
+    that they take less than the keys of a layer.
 
     Attributes:
         lambda_: weight of importance against redundancy (0.1 in the paper's experiments, 0.07 in the
@@ -109,12 +109,17 @@ class RKV(RankedPolicy):
         """Importance less redundancy."""
         order = store.by_head(self.order(store))
         importance = pooled_by_age(store.by_head(store["importance"]), order, self.kernel)
-        # By layer, because keys are: all similarities at once would be far more than the cache.
-        repeated = [
-            redundancy(keys.unflatten(1, (store.kv_heads, -1)), held, self.threshold, self.as_published)
-            for keys, held in zip(store.keys, order, strict=True)
+        # A part at a time: all similarities of a layer would be far more than its keys.
+        held = order.flatten(1, 2)
+        keys = [leaf.view(held.shape[1], -1, store.head_dim) for leaf in store.keys]
+        parts = parts_of(keys[0])
+        of_parts = [
+            similarities(*part, self.threshold, self.as_published)
+            for layer in zip(keys, held, strict=True)
+            for part in zip(*(x.chunk(parts) for x in layer), strict=True)
         ]
-        return (self.lambda_ * importance - (1 - self.lambda_) * torch.stack(repeated)).flatten(2)
+        repeats = torch.cat(of_parts).view_as(order)
+        return (self.lambda_ * importance - (1 - self.lambda_) * shares(repeats, order)).flatten(2)
 
     def order(self, store: Store) -> Tensor:
         """Where each visual token stands in its head's order, int32 as positions are; negative elsewhere."""
@@ -161,17 +166,32 @@ def pooled_by_age(x: Tensor, order: Tensor, kernel: int) -> Tensor:
 def redundancy(keys: Tensor, order: Tensor, threshold: float, as_published: bool = False) -> Tensor:
     """How much the other keys of a head repeat each one.
 
+    Args:
+        keys: as for `similarities`, whose arguments these are.
+        order: likewise.
+        threshold: likewise.
+        as_published: likewise.
+
+    Returns:
+        float32 `[rows, kv_heads, slots]`, over the visual tokens of a head 1 in sum; zero elsewhere.
+    """
+    return shares(similarities(keys, order, threshold, as_published), order)
+
+
+def similarities(keys: Tensor, order: Tensor, threshold: float, as_published: bool) -> Tensor:
+    """Sums of the similarities of each key to the others of its head.
+
     Keys of which it is the newest repeat are not counted, so that of many that are alike one stays.
 
     Args:
-        keys: `[rows, kv_heads, slots, head_dim]`.
-        order: int32 `[rows, kv_heads, slots]`, the place of each visual token in the order of age; negative
+        keys: `[..., slots, head_dim]`.
+        order: int32 `[..., slots]`, the place of each visual token in the order of age; negative
             where there is none.
         threshold: cosine similarity above which one key repeats another.
         as_published: whether a key that nothing repeats is not counted for the first key.
 
     Returns:
-        float32 `[rows, kv_heads, slots]`, over the visual tokens of a head 1 in sum; zero elsewhere.
+        float32 `[..., slots]`.
     """
     held = order >= 0
     unit = normalize(keys.float(), dim=-1)
@@ -184,5 +204,29 @@ def redundancy(keys: Tensor, order: Tensor, threshold: float, as_published: bool
     if as_published:
         first = torch.where(held, order, torch.iinfo(order.dtype).max).amin(-1, keepdim=True)
         left_out |= (newest < 0) & (order == first)[..., None, :]
-    mean = torch.where(left_out, 0, similar).sum(-2) / held.sum(-1, keepdim=True).clamp(min=1)
+    return torch.where(left_out, 0, similar).sum(-2)
+
+
+def shares(repeats: Tensor, order: Tensor) -> Tensor:
+    """The mean of the similarities, and of these the softmax over the visual tokens of a head.
+
+    Args:
+        repeats: float32 `[..., slots]`, from `similarities`.
+        order: int32, as `repeats`.
+    """
+    held = order >= 0
+    mean = repeats / held.sum(-1, keepdim=True).clamp(min=1)
     return torch.where(held, mean.masked_fill(~held, -torch.inf).softmax(-1), 0)
+
+
+def parts_of(keys: Tensor) -> int:
+    """Into how many parts of one size heads are cut, so that a part's similarities are less than all keys.
+
+    Args:
+        keys: `[rows * kv_heads, slots, head_dim]`.
+    """
+    heads, slots, head_dim = keys.shape
+    parts = min(torch.float32.itemsize * max(slots, head_dim) // (head_dim * keys.element_size()) + 1, heads)
+    while heads % parts:
+        parts += 1
+    return parts

@@ -266,6 +266,9 @@ def test_the_least_of_every_head(pool: tuple[Store, Tensor]) -> None:
     got = least_of_head(store, worth)
     assert got.shape == (store.layers, store.rows, store.kv_heads, store.plan.period)
     assert got.dtype == torch.int64
+    with pytest.MonkeyPatch.context() as patch:  # as where heads are of many sizes
+        patch.setattr(store, "sizes", dict.fromkeys(range(99)))
+        assert torch.equal(least_of_head(store, worth), got)
     for layer, row, head in itertools.product(*map(range, got.shape[:3])):
         mine = [slot for slot, owner in slots_in_order(store, worth, layer, row) if owner == head]
         assert got[layer, row, head].tolist() == mine[: store.plan.period]
