@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from arkv.machine.defaults import torchs_own
 from arkv.machine.memory import allocated
 from arkv.model import PictureDecoder, PicturesOnly
 from arkv.registry import class_and_options, reading, usable_device, with_random_weights
 from arkv.weights.checkpoint import draw_weights_
+from arkv.weights.quantization import WeightDtype
 
 
 def load_picture_decoder(
@@ -19,8 +19,8 @@ def load_picture_decoder(
     *,
     device: torch.device | str = "cpu",
     random_weights: bool = False,
-    weights: object = None,
-    lora: object = None,
+    weights: WeightDtype | None = None,
+    lora: str | Path | None = None,
     **options: Any,
 ) -> PictureDecoder:
     """Load what makes pictures of a model's tokens, without the rest where they can be told apart.
@@ -29,8 +29,8 @@ def load_picture_decoder(
         name: of a model, as for `load_model`.
         device: where to put the weights.
         random_weights: draw the weights, the same as `load_model` draws.
-        weights: of the rest of the model, and passed over.
-        lora: likewise.
+        weights: of the blocks, of which there are none here.
+        lora: for the blocks likewise.
         options: as for `load_model`.
 
     Raises:
@@ -38,7 +38,7 @@ def load_picture_decoder(
     """
     device = usable_device(device)
     model_class, options = class_and_options(name, options)
-    with torchs_own(device), reading(options.get("source") or name):
+    with reading(options.get("source") or name):
         if not random_weights:
             return model_class.load_picture_decoder(device=device, **options)
         meta = torch.device("meta")

@@ -76,10 +76,8 @@ def _print_bytes(given: EstimateOptions, model: Model, guided: bool, condition: 
     dtype = torch_dtype(given.dtype)
     estimated = estimate(model, policy, pictures, guided, condition, dtype, given.kv_dtype)
     rows = [(name, format_bytes(count), f"{count:,}") for name, count in rows_of(estimated).items()]
-    text = policy_text(given.policy, policy)
-    print(
-        f"{given.model}, {text}, {pictures} picture{'s' * (pictures > 1)}, {_rows(guided)}, {_stored(given)}"
-    )
+    text, count = policy_text(given.policy, policy), f"{pictures} picture{'s' * (pictures > 1)}"
+    print(f"{given.model}, {text}, {count}, {_rows(guided)}, {_stored(given)}")
     print_table(("", "", "bytes"), rows, right={1, 2})
     print(f"the policy holds {estimated.kv / estimated.full_kv:.1%} of the full cache")
 

@@ -138,7 +138,7 @@ def build(model: JanusPro) -> JanusForConditionalGeneration:
     """
     if next(layers(model), None) is not None:
         raise ArkvError(
-            "transformers' own loop has plain weights, and these are of few bits: load them plain"
+            "transformers' own loop takes plain weights, and these are of few bits: leave out weights"
         )
     from transformers import JanusConfig, JanusForConditionalGeneration
 
