@@ -48,6 +48,7 @@ format: $(VENV)/.stamp-dev ## Mend style and format where a tool can
 docs: $(VENV)/.stamp-docs build/layout/.stamp ## Build the site into site/, any warning an error
 	$(BIN)/python docs/assets/draw_cache.py --check
 	$(BIN)/python docs/results --check
+	$(BIN)/python docs/assets/draw_window.py --check
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 results: $(VENV)/.stamp-docs ## Print tables and plots of docs/results from their rows, and say which rows are old

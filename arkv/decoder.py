@@ -23,7 +23,8 @@ from arkv.decoding.noise import seed_keys
 from arkv.decoding.preview import LinesSoFar
 from arkv.decoding.preview import images as images
 from arkv.decoding.sampling import Sampling, guide
-from arkv.errors import ArkvError
+from arkv.decoding.width import WindowSize, chosen_width
+from arkv.errors import ArkvError, warn
 from arkv.estimate import check_memory, estimate, pictures_within, usable_memory
 from arkv.model import Condition, Model, check_model
 from arkv.policy import CachePolicy
@@ -88,6 +89,7 @@ class Decoder:
         check_mode(compile, model.device)
         storage_dtype(kv_dtype, model.dtype)
         self._loop: Loop | None = None
+        self._has_room = True  # for what "auto" would keep
         self._turns = Turns("this decoder")
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -127,7 +129,7 @@ class Decoder:
         top_p: float | None = None,
         guided_tokens: int | None = None,
         batch_size: int | Literal["auto"] | None = None,
-        window: int = 1,
+        window: WindowSize = "auto",
         progress: bool = False,
         pixels: bool = True,
         on_line: OnLine | None = None,
@@ -151,7 +153,8 @@ class Decoder:
                 memory has room for by `arkv.estimate`. Compiled, a smaller batch is filled up to it: another
                 size would be compiled anew.
             window: the most tokens of a picture that a forward pass takes. It changes none of them, and saves
-                passes where they mostly read weights, with one picture or a few (see the guide on windows).
+                passes where they mostly read weights, with one picture or a few; "auto" decides by batch,
+                device and dtype (see the guide on windows). Some policies allow of one only.
             progress: show a bar.
             pixels: whether to turn the tokens into pictures, which `images` can do later and elsewhere.
             on_line: called after each line with the range of prompts in this batch, the index of the line
@@ -189,13 +192,17 @@ class Decoder:
                     self._check_room(size)
                     rows += [rows[-1]] * (size - len(rows))
                 condition = self._condition([prompts[i] for i in rows], sampling.guided)
-                loop = self._loop_for(condition, len(rows), sampling.guided)
+                loop = self._loop_for(condition, len(rows), sampling.guided, window)
                 if loop.store.kv_bytes > bytes_held:
                     length = loop.store.condition
                     estimated = estimate(self.model, self.policy, len(rows), sampling.guided, length)
                     bytes_held, bytes_full = loop.store.kv_bytes, estimated.full_kv
+                if window != "auto" and window > loop.widest and loop.widest == 1:
+                    name = type(self.policy).__name__
+                    warn(f"{name} decides at every token: one a pass is taken, whatever the window is")
                 keys, drawn = seed_keys([seeds[i] for i in rows]), loop.tokens[: len(batch)]
-                for line in loop.sample_(condition, keys, sampling, window):
+                width = window if window != "auto" or self._has_room else 1
+                for line in loop.sample_(condition, keys, sampling, width):
                     bar.update(line_length * len(batch))
                     if on_line is not None:
                         with torch.inference_mode(False):  # what the caller does is the caller's
@@ -317,7 +324,7 @@ class Decoder:
         """Raise `MemoryLimitError` where so many cannot be decoded at a time whatever their prompts are."""
         check_memory(self.model, self.policy, pictures, False, 1, self.kv_dtype)
 
-    def _loop_for(self, condition: Condition, pictures: int, guided: bool) -> Loop:
+    def _loop_for(self, condition: Condition, pictures: int, guided: bool, window: WindowSize = 1) -> Loop:
         """The loop of this batch shape; the last one is kept, with its store and its graphs."""
         if self.model.training:
             self.model.eval()
@@ -325,7 +332,11 @@ class Decoder:
         shape = (rows, length, guided, self.model.dtype, self.model.device)  # a model may have been moved
         if self._loop is None or self._loop.shape != shape:
             self._loop = None  # its memory is free before the next store is allocated
-            check_memory(self.model, self.policy, pictures, guided, length, self.kv_dtype)
+            batch = (self.model, self.policy, pictures, guided, length)
+            check_memory(*batch, self.kv_dtype, 1 if window == "auto" else window)
+            width = chosen_width(rows, self.model.device, self.model.dtype)
+            usable, needed = usable_memory(self.model.device), estimate(*batch, None, self.kv_dtype, width)
+            self._has_room = usable is None or needed.batch <= usable
             self._loop = Loop(
                 self.model, self.policy, rows, length, self.compile, guided, kv_dtype=self.kv_dtype
             )

@@ -58,6 +58,7 @@ def estimate(
     condition: int | None = None,
     dtype: torch.dtype | None = None,
     kv_dtype: str | None = None,
+    window: int = 1,
 ) -> Estimate:
     """Compute the memory of one batch.
 
@@ -69,6 +70,7 @@ def estimate(
         condition: condition tokens of a row; None for the most a prompt can have.
         dtype: of weights, keys and values; None for the model's own.
         kv_dtype: "int8" or "fp8" for keys and values in eight bits; None for `dtype`.
+        window: tokens of a picture that a pass takes.
 
     Returns:
         Bytes. Keys and values are exact.
@@ -113,7 +115,10 @@ def estimate(
     # On a GPU a weight of few bits is a plain matrix while it is multiplied with many rows.
     matrices = [layer.weight.numel() * (2 * dtype.itemsize + 2) for _, layer in layers(model)]
     widest_weight = 0 if model.device.type == "cpu" else max(matrices, default=0)
-    step = rows * activations + 3 * scores + weighed + widened + 2 * seen + logits
+    step = window * (rows * activations + 3 * scores + weighed + logits) + widened + 2 * seen
+    if window > 1 and plan.period > 1:
+        # What the policy is to be shown of every token, until it is; and which token sees which slot.
+        step += plan.period * seen + slots * 4
     return Estimate(
         # What has a dtype of its own, such as a picture decoder in float32, keeps it.
         weights=sum(
@@ -134,6 +139,7 @@ def pictures_within(
     guided: bool,
     condition: int,
     kv_dtype: str | None = None,
+    window: int = 1,
 ) -> int:
     """The most pictures whose batch takes no more than some memory, weights not counted; maybe none.
 
@@ -144,10 +150,11 @@ def pictures_within(
         guided: whether every picture has an unconditional row too.
         condition: condition tokens of a row.
         kv_dtype: as for `estimate`.
+        window: likewise.
     """
 
     def needed(pictures: int) -> int:
-        return estimate(model, policy, pictures, guided, condition, kv_dtype=kv_dtype).batch
+        return estimate(model, policy, pictures, guided, condition, None, kv_dtype, window).batch
 
     # An estimate is a constant and so much a picture, except for what rounds or takes turns in being largest.
     fits = memory // needed(1)
@@ -171,6 +178,7 @@ def check_memory(
     guided: bool,
     condition: int,
     kv_dtype: str | None = None,
+    window: int = 1,
 ) -> None:
     """Refuse a batch that does not fit beside the weights already loaded.
 
@@ -180,10 +188,10 @@ def check_memory(
     usable = usable_memory(model.device)
     if usable is None:
         return
-    needed = estimate(model, policy, pictures, guided, condition, kv_dtype=kv_dtype).batch
+    needed = estimate(model, policy, pictures, guided, condition, None, kv_dtype, window).batch
     if needed <= usable:
         return
-    fits = pictures_within(usable, model, policy, guided, condition, kv_dtype)
+    fits = pictures_within(usable, model, policy, guided, condition, kv_dtype, window)
     advice = (
         f"the largest batch that fits is {fits}" if fits else "not even one picture fits: lower the ratio"
     )

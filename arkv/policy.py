@@ -52,6 +52,9 @@ class Observation(NamedTuple):
 class CachePolicy(ABC):
     """Which tokens stay resident.
 
+    The stores that its methods are given have the rows of a batch, or of one picture of it: with several
+    tokens a pass, pictures come to their evictions one by one.
+
     Class attributes:
         fields: per-slot statistics to allocate, name to dtype; zero when a slot is written.
         head_fields: per-head statistics to allocate, name to dtype, or to a dtype and "tokens" for one

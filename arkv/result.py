@@ -55,7 +55,8 @@ class Statistics:
 
     def __str__(self) -> str:
         share = self.kv_bytes / max(1, self.full_kv_bytes)
-        taken = "" if self.passes == self.steps else f"{self.passes} passes and "
+        taken = f"{self.passes} passes ({self.tokens_per_pass:.1f} tokens each) and "
+        taken = "" if self.passes == self.steps else taken
         pictures = "1 picture" if self.pictures == 1 else f"{self.pictures} pictures"
         return (
             f"{pictures}, {self.steps} steps in {taken}{self.seconds:.2f} s, "

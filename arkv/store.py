@@ -14,15 +14,16 @@ their pool, a slot belongs to whichever head it was last named for.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor
 from torch.nn.functional import pad
 
-from arkv.attention.blocks import BLOCK, blocks_of
+from arkv.attention.blocks import BLOCK, Blocks, blocks_of
 from arkv.attention.quantization import SCALE_DTYPE, is_quantized, quantize
 from arkv.errors import ArkvError
 from arkv.grid import Grid
@@ -148,7 +149,7 @@ class Store:
         head = self._first_head.expand(shape).clone() if plan.shared else self._first_head
         position = torch.full(shape, FREE, dtype=torch.int32, device=device)
         blocks = None if all(self.dense) else blocks_of(head, self.kv_heads)
-        self.tensors = TensorDict(
+        tensors = TensorDict(
             {
                 **kept,
                 "slots": {"position": position} | statistics,
@@ -156,19 +157,48 @@ class Store:
                 "layout": {"head": head} | ({} if blocks is None else {"blocks": blocks._asdict()}),
             },
             batch_size=[],
-        ).lock_()
-        self.fields, self.head_fields = tuple(fields), tuple(head_fields)
-        # Looked up once: a TensorDict access per layer and step from Python is not free.
-        self.keys = [self.tensors["keys", name] for name in names]
-        self.values = [self.tensors["values", name] for name in names]
-        self.key_scales, self.value_scales = (
-            [self.tensors[kind, name] if kind in kept else None for name in names]
-            for kind in ("keys_scale", "values_scale")
         )
-        self.position, self.head, self.blocks = position, head, blocks
+        self.fields, self.head_fields = tuple(fields), tuple(head_fields)
+        self._hold(tensors)
         # Of the common leaves, by which they are written: `[layers, 1, 1]` and `[rows, 1]`.
         self._layer_index = torch.arange(self.layers, device=device)[:, None, None]
         self._row_index = torch.arange(rows, device=device)[:, None]
+
+    def _hold(self, tensors: TensorDict) -> None:
+        """Lock the leaves and look them up once: an access per layer and step from Python is not free."""
+        self.tensors = tensors.lock_()
+
+        def by_layer(kind: str) -> list[Any]:
+            leaves = tensors.get(kind, None)
+            return [None if leaves is None else leaves[str(layer)] for layer in range(self.layers)]
+
+        self.keys: list[Tensor] = by_layer("keys")
+        self.values: list[Tensor] = by_layer("values")
+        self.key_scales: list[Tensor | None] = by_layer("keys_scale")
+        self.value_scales: list[Tensor | None] = by_layer("values_scale")
+        self.position: Tensor = tensors["slots", "position"]
+        self.head: Tensor = tensors["layout", "head"]
+        blocks = tensors["layout"].get("blocks", None)
+        self.blocks = None if blocks is None else Blocks(**blocks)
+
+    def of_picture(self, picture: int) -> Store:
+        """The rows of one picture as a store of their own, over the same memory.
+
+        Args:
+            picture: its place in the batch.
+        """
+        pictures = self.rows // 2 if self.guided else self.rows
+        rows = slice(picture, None, pictures)
+        view = copy.copy(self)
+        view.rows, view._row_index = self.rows // pictures, self._row_index[: self.rows // pictures]
+
+        def cut(name: tuple[str, ...], leaf: Tensor) -> Tensor:
+            if name[0] in ("slots", "heads", "layout"):  # what heads have for good is the same for all rows
+                return leaf if leaf.shape[1] == 1 else leaf[:, rows]
+            return leaf[rows]
+
+        view._hold(self.tensors.named_apply(cut, nested_keys=True))
+        return view
 
     def __getitem__(self, field: str) -> Tensor:
         """A statistic: `[layers, rows, slots]`, or of heads `[layers, rows, kv_heads]` or `[..., N]`."""
@@ -277,8 +307,9 @@ class Store:
         """Give one slot of every head to a new token: its position is set, its statistics start at zero.
 
         Args:
-            slots: int64 `[layers, rows, kv_heads]`, index within the layer's pool.
-            step: int64 0-d, position of the visual token.
+            slots: int64 `[layers, rows, kv_heads]`, index within the layer's pool; or more of them in a row,
+                for several tokens at a time.
+            step: int64 0-d, position of the visual token, or of each slot's, `[slots in a row]`.
 
         Returns:
             By layer, int64 `[rows, kv_heads]`: where `write_` puts the token's key and value.

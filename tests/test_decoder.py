@@ -387,7 +387,7 @@ def test_the_step_named_is_the_first_that_went_wrong() -> None:
     late = next(t for t in reversed(range(16)) if t in tokens and tokens.index(t) > 0)
     model.codes.weight.data[late] = math.nan
     with pytest.raises(NumericalError, match=f"token {tokens.index(late) + 1} of 15, first in layer 0"):
-        decoded.generate([(1, 2)], guidance=1, temperature=0)
+        decoded.generate([(1, 2)], guidance=1, temperature=0, window=1)
 
 
 def test_a_model_that_was_moved_to_another_dtype_gets_a_new_store() -> None:
@@ -420,7 +420,8 @@ def test_a_store_of_another_shape_is_gone_before_the_next_is_made() -> None:
 
 
 def test_a_short_last_batch_is_filled_up_when_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("arkv.decoding.step.compiled", lambda function, mode: function)
+    for part in ("step", "window"):
+        monkeypatch.setattr(f"arkv.decoding.{part}.compiled", lambda function, mode: function)
     rows = []
     made = Decoder(Tiny(), build("full", N), compile="inductor")
     filled = made.generate(
@@ -433,7 +434,8 @@ def test_a_short_last_batch_is_filled_up_when_compiled(monkeypatch: pytest.Monke
 
 
 def test_lengths_are_rounded_up_when_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("arkv.decoding.step.compiled", lambda function, mode: function)
+    for part in ("step", "window"):
+        monkeypatch.setattr(f"arkv.decoding.{part}.compiled", lambda function, mode: function)
     monkeypatch.setattr("arkv.decoder.LENGTHS", 3)
     made, eager = (Decoder(Tiny(), build("linear", 16), compile=mode) for mode in ("inductor", "none"))
     most = made.model.spec.max_condition

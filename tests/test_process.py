@@ -305,16 +305,20 @@ def test_lines_so_far_are_drawn_only_if_somebody_looks(monkeypatch: pytest.Monke
 def test_returning_false_ends_it_and_gives_what_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
     made, fed = decoder(), []
     whole = made.generate(PROMPTS, **SETTINGS)
-    embed = made.model.embed
+    embed = made.model.embed  # fed one token a pass, so that it can be told which
     monkeypatch.setattr(made.model, "embed", lambda tokens, at: fed.append(int(at)) or embed(tokens, at))
     stopped = made.generate(
-        PROMPTS, **SETTINGS, batch_size=1, on_line=lambda batch, line, images: (batch.start, line) != (1, 1)
+        PROMPTS,
+        **SETTINGS,
+        batch_size=1,
+        window=1,
+        on_line=lambda batch, line, images: (batch.start, line) != (1, 1),
     )
     assert fed == [*range(GRID.tokens - 1), *range(2 * GRID.line)]
     assert torch.equal(stopped.tokens, whole.tokens[:1])
     assert [image.tobytes() for image in stopped.images] == [whole.images[0].tobytes()]
     assert (stopped.stats.pictures, stopped.stats.steps) == (1, GRID.tokens)
-    nothing = made.generate(PROMPTS, **SETTINGS, on_line=lambda batch, line, images: False)
+    nothing = made.generate(PROMPTS, **SETTINGS, window=1, on_line=lambda batch, line, images: False)
     assert nothing.tokens.shape == (0, GRID.tokens)
     assert nothing.images == []
     assert str(nothing.stats).startswith("0 pictures, 0 steps")
@@ -421,7 +425,8 @@ def test_what_is_no_policy_is_told_in_one_line(policy: Any) -> None:
 
 def test_a_batch_that_is_not_full_is_filled_up_when_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first as well as the last, so that no other size is compiled."""
-    monkeypatch.setattr("arkv.decoding.step.compiled", lambda function, mode: function)
+    for part in ("step", "window"):
+        monkeypatch.setattr(f"arkv.decoding.{part}.compiled", lambda function, mode: function)
     made, rows = decoder(compile="inductor"), []
 
     def note(batch: range, line: int, images: Sequence[Image.Image]) -> None:

@@ -76,7 +76,7 @@ class Prepared:
 
     def worker(self, decoder: Decoder, log: EventLog) -> Worker:
         """Someone who draws."""
-        return Worker(decoder, self.job, self.sampling, self.batch_size, log)
+        return Worker(decoder, self.job, self.sampling, self.batch_size, log, self.description.recipe.window)
 
 
 def prepare(

@@ -194,7 +194,7 @@ def _recipe_of(decoder: Decoder, recipe: Recipe) -> Recipe:
     Raises:
         ArkvError: the recipe says something that the decoder has decided.
     """
-    sampling = {"guidance", "temperature", "top_k", "top_p", "guided_tokens"}
+    sampling = {"guidance", "temperature", "top_k", "top_p", "guided_tokens", "window"}
     plain = Recipe()
     for name in Recipe.__dataclass_fields__:
         if name not in sampling and getattr(recipe, name) != getattr(plain, name):

@@ -15,6 +15,7 @@ from torch import Tensor
 from arkv.bulk.index import Made
 from arkv.bulk.log import EventLog
 from arkv.decoder import Decoder, Result, Statistics, images
+from arkv.decoding.width import WindowSize
 from arkv.errors import ArkvError, NumericalError, PromptError, is_out_of_memory
 from arkv.jobs.job import Job
 from arkv.machine.instruments import used_memory
@@ -57,6 +58,7 @@ class Worker:
         sampling: how tokens are drawn, as `decoder.generate` takes it.
         batch_size: pictures decoded at a time.
         log: is told of every batch and of what fails.
+        window: tokens of a picture in a pass, as `decoder.generate` takes it.
 
     Attributes:
         stats: of the batches so far.
@@ -69,9 +71,10 @@ class Worker:
         sampling: Mapping[str, Any],
         batch_size: int,
         log: EventLog,
+        window: WindowSize = "auto",
     ) -> None:
         self._decoder, self._job, self._sampling, self._log = decoder, job, sampling, log
-        self._size = min(batch_size, job.pictures)
+        self._size, self._window = min(batch_size, job.pictures), window
         self.stats: list[Statistics] = []
 
     def draw(self, unit: Sequence[PictureFile]) -> Drawn:
@@ -111,6 +114,7 @@ class Worker:
                 [self._job.prompt(number).prompt for number in rows],
                 seeds=[self._job.picture_seed(number) for number in rows],
                 pixels=False,
+                window=self._window,
                 **self._sampling,
             )
         except NumericalError as error:
@@ -143,7 +147,12 @@ class Worker:
         self.stats.append(stats)
         memory = used_memory(self._decoder.model.device)
         self._log.write(
-            "batch", pictures=stats.pictures, tokens=stats.tokens, seconds=stats.seconds, memory=memory
+            "batch",
+            pictures=stats.pictures,
+            tokens=stats.tokens,
+            passes=stats.passes,
+            seconds=stats.seconds,
+            memory=memory,
         )
 
     def _fails(self, number: int, error: ArkvError, drawn: Drawn) -> None:

@@ -51,11 +51,6 @@ class GenerateOptions(ListOptions, Recipe, QuietOption):
         help="pictures decoded at a time, or auto for as many as there is free memory for (default: all; "
         "with --prompts-file: 16)",
     )
-    window: Positive = option(
-        default=1,
-        metavar="TOKENS",
-        help="with --prompt: most tokens of a forward pass; the same pictures in fewer passes",
-    )
 
     def __post_init__(self) -> None:
         if self.prompts and self.prompts_file is not None:

@@ -81,11 +81,14 @@ def check_batch_size(size: Any) -> Any:
     return size
 
 
-def check_window(window: Any) -> int:
-    """A number of tokens, or an `ArkvError`."""
+def check_window(window: Any) -> Any:
+    """A number of tokens or "auto"; else an `ArkvError`."""
     window = plain(window)
-    if not isinstance(window, int) or isinstance(window, bool) or not 1 <= window <= MOST:
-        raise ArkvError(f"window is {brief(window)}: expected a whole number of tokens, at least 1")
+    whole = isinstance(window, int) and not isinstance(window, bool) and 1 <= window <= MOST
+    if not whole and window != "auto":
+        raise ArkvError(
+            f"window is {brief(window)}: expected a whole number of tokens, at least 1, or 'auto'"
+        )
     return window
 
 

@@ -83,24 +83,24 @@ def captured(work: Callable[[], None], pool: Any, stream: Any) -> Callable[[], N
 
 
 class Look:
-    """A number on its way from the device: work may go on there before it is read.
+    """Numbers on their way from the device: work may go on there before they are read.
 
     Args:
-        x: int64 0-d, as it is after what has been launched so far.
+        x: of any shape, as it is after what has been launched so far.
     """
 
     def __init__(self, x: Tensor) -> None:
         self._arrived: Any = None
         if x.is_cuda:
-            self._number = torch.empty((), dtype=x.dtype, pin_memory=True)
-            self._number.copy_(x, non_blocking=True)
+            self._arriving = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
+            self._arriving.copy_(x, non_blocking=True)
             self._arrived = torch.cuda.Event()
             self._arrived.record(torch.cuda.current_stream(x.device))
         else:
-            self._number = x.clone()
+            self._arriving = x.clone()
 
-    def read(self) -> int:
-        """The number; waits for it, and for nothing that was launched after it."""
+    def read(self) -> Tensor:
+        """The numbers, on the CPU; waits for them, and for nothing that was launched after them."""
         if self._arrived is not None:
             self._arrived.synchronize()
-        return int(self._number)
+        return self._arriving

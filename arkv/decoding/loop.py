@@ -8,8 +8,10 @@ replayed for the lines after it.
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Iterator
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -22,7 +24,8 @@ from arkv.decoding.compiling import Compile
 from arkv.decoding.graphs import Look, Replayed, on_device
 from arkv.decoding.sampling import Sampling
 from arkv.decoding.step import Step, recycle_
-from arkv.decoding.window import Window, widest_window
+from arkv.decoding.width import BREAK_EVEN, TRIAL_LINES, WindowSize, chosen_width
+from arkv.decoding.window import Window, parts_of, widest_window
 from arkv.errors import NumericalError
 from arkv.model import Condition, Model
 from arkv.policy import CachePolicy
@@ -48,6 +51,7 @@ class Loop:
         shape: rows, condition tokens, guidance, dtype and device that the loop was made for.
         tokens: int64 `[pictures, N]`, what `sample_` has drawn so far; behind that, what it guesses.
         passes: forward passes of the newest batch, the prefill not counted.
+        widest: the most tokens that a pass can take under this policy.
     """
 
     def __init__(
@@ -94,11 +98,11 @@ class Loop:
         self._guided_steps = spec.grid.tokens
         self._unguided: Loop | None = None
         self._windows: dict[int, Window] = {}
-        self._widest = widest_window(policy, self.store)
+        self.widest = widest_window(policy, self.store)
         self.passes = 0
 
     def sample_(
-        self, condition: Condition, keys: Tensor, sampling: Sampling, window: int = 1
+        self, condition: Condition, keys: Tensor, sampling: Sampling, window: WindowSize = 1
     ) -> Iterator[int]:
         """Decode a batch of pictures into `tokens`.
 
@@ -106,7 +110,7 @@ class Loop:
             condition: of all rows.
             keys: int32 `[pictures, 2]`, from `arkv.decoding.noise.seed_keys`: what tokens are drawn by.
             sampling: how; guided exactly if the loop is.
-            window: the most tokens of a picture that a pass takes; it changes none of them.
+            window: the most tokens of a picture that a pass takes, or "auto"; it changes none of them.
 
         Yields:
             The index of each line when it is in the cache and its numbers are checked: as soon as it is
@@ -115,16 +119,20 @@ class Loop:
         Raises:
             NumericalError: a number was not finite.
         """
-        grid = self.model.spec.grid
+        grid, lines = self.model.spec.grid, 0
         self.begin_(condition, keys, sampling)
         looks: deque[Look] = deque()
-        for line in range(grid.rows + self._ahead):
-            if line < grid.rows:
-                self.decode_(range(line * grid.line, (line + 1) * grid.line), sampling, window)
+        for reached in itertools.chain([0], self._places(range(grid.tokens), sampling, window)):
+            # The last token of the picture enters no cache.
+            while lines < grid.rows and reached >= min((lines + 1) * grid.line, grid.tokens - 1):
                 looks.append(Look(self._buffers.first_bad))
-            if line >= self._ahead:
-                self._check(looks.popleft().read())
-                yield line - self._ahead
+                lines += 1
+                if len(looks) > self._ahead:
+                    self._check(int(looks.popleft().read()))
+                    yield lines - 1 - len(looks)
+        while looks:
+            self._check(int(looks.popleft().read()))
+            yield lines - 1 - len(looks)
 
     def begin_(self, condition: Condition, keys: Tensor, sampling: Sampling) -> None:
         """Start a batch, and draw the first token of every picture; as for `sample_`."""
@@ -139,17 +147,17 @@ class Loop:
             self.tokens[:, 1:] = self.tokens[:, :1]  # the first guesses
         self.passes = 0
 
-    def decode_(self, steps: range, sampling: Sampling, window: int = 1) -> None:
+    def decode_(self, steps: range, sampling: Sampling, window: WindowSize = 1) -> None:
         """Feed the tokens at some places, and draw the one after each.
 
         Args:
-            steps: of one line, or of a part of it; those before them have been fed. The last token of a
-                picture is left out: it enters no cache.
+            steps: those before them have been fed. The last token of a picture is left out: it enters no
+                cache.
             sampling: as for `sample_`.
             window: likewise.
         """
-        for part in split(steps.start, min(steps.stop, self.model.spec.grid.tokens - 1), self._guided_steps):
-            self.passes += self._loop_at(part.start)._line_(part, sampling, window)
+        for _ in self._places(steps, sampling, window):
+            pass
 
     def pass_over_(self, steps: range) -> None:
         """Give up slots and claim them as the tokens at some places would, and compute nothing.
@@ -193,18 +201,43 @@ class Loop:
             check_selection(self.policy, store, self.policy.select(store, first))
         return logits
 
-    def _line_(self, steps: range, sampling: Sampling, window: int) -> int:
-        """One line, or a part of it, one token a pass or several; how many passes it took."""
-        width = min(window, self._widest)
-        if width == 1:
-            self._tokens_(steps, sampling)
-            return len(steps)
+    def _places(self, steps: range, sampling: Sampling, window: WindowSize) -> Iterator[int]:
+        """Feed the tokens at some places, one a pass or several; as for `decode_`.
+
+        Yields:
+            The place that all pictures have come to, after a pass or a line of them.
+        """
+        grid = self.model.spec.grid
+        cuts, stop = {self._guided_steps}, min(steps.stop, grid.tokens - 1)
+        width, trial = window, grid.tokens
+        if width == "auto":
+            width = chosen_width(self.store.rows, self.model.device, self.model.dtype)
+            # The dtype may be narrow, and what the others in a batch are like must not decide on rounding.
+            if len(self.tokens) == 1:
+                trial = TRIAL_LINES * grid.line
+                cuts.add(trial)
+        cuts = {steps.start, stop, *(cut for cut in cuts if steps.start < cut < stop)}
+        for start, stop in pairwise(sorted(cuts)):
+            if start >= trial and start < BREAK_EVEN * self.passes:
+                width = 1
+            loop = self._loop_at(start)
+            if min(width, loop.widest) == 1:
+                for line in parts_of(range(start, stop), grid.line):
+                    loop._tokens_(line, sampling)
+                    self.passes += len(line)
+                    yield line.stop
+            else:
+                for reached in loop._window(min(width, loop.widest))(range(start, stop), sampling):
+                    self.passes += 1
+                    yield reached
+
+    def _window(self, width: int) -> Window:
+        """Passes of so many tokens of a picture."""
         if width not in self._windows:
             self._windows[width] = Window(
-                self.model, self.policy, self.store, self._buffers, self._compile, width
+                self.model, self.policy, self.store, self._buffers, self._compile, self._graphs, width
             )
-        with on_device(self.model.device):
-            return self._windows[width](steps, sampling)
+        return self._windows[width]
 
     def _tokens_(self, steps: range, sampling: Sampling) -> None:
         """Feed tokens one after the other, and draw the one after each."""
@@ -305,8 +338,3 @@ class Loop:
             self._unguided.store.copy_statistics_(self.store)
             self._unguided._buffers.go_on_(self._buffers)
         return self._unguided
-
-
-def split(start: int, stop: int, at: int) -> list[range]:
-    """The range, in two where `at` lies inside of it."""
-    return [part for part in (range(start, min(stop, at)), range(max(start, at), stop)) if part]

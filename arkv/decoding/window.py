@@ -7,32 +7,31 @@
 
 A draw is a function of the seed, the place and what stands before, so an accepted draw is the token that one
 token at a time would have drawn. An eviction has named the slots of a whole line: every draft has its slot,
-and a wrong one is overwritten where it lies. Within a line every picture goes on at its own pace; at its end
-they meet, and the policy is shown the attention of the tokens, one after the other and in order, as if they
-had been decoded so. It need not know of windows.
+and a wrong one is overwritten where it lies. Every picture goes on at its own pace. Where one has come to an
+eviction, the policy is shown the attention of its tokens, one after the other and in order, as if they had
+been decoded so, and evicts, in that picture alone. It need not know of windows.
 """
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterator
 from itertools import pairwise
-from typing import cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
-from arkv.attention.window import window_attention
 from arkv.decoding.buffers import Buffers
-from arkv.decoding.checks import note_
 from arkv.decoding.compiling import Compile, compiled
-from arkv.decoding.layers import Layer, layers_of
-from arkv.decoding.sampling import Sampling, draw, guide
+from arkv.decoding.graphs import Look, Replayed, on_device
+from arkv.decoding.layers import layers_of
+from arkv.decoding.passes import HIDDEN, enter_, finish_, pass_block, replay_
+from arkv.decoding.sampling import Sampling
 from arkv.decoding.step import recycle_
-from arkv.model import Block, Model
-from arkv.policy import CachePolicy, Observation
-from arkv.store import Store, write_
-
-HIDDEN = torch.iinfo(torch.int32).max
+from arkv.model import Model, ModelSpec
+from arkv.policy import CachePolicy
+from arkv.store import Store
 
 
 def widest_window(policy: CachePolicy, store: Store) -> int:
@@ -42,7 +41,19 @@ def widest_window(policy: CachePolicy, store: Store) -> int:
     depends on attention that it has not been shown yet.
     """
     first = torch.zeros((), dtype=torch.long, device=store.position.device)
-    return store.plan.period if policy.visible(store, first) is None else 1
+    return reach_of(policy, store) if policy.visible(store, first) is None else 1
+
+
+def reach_of(policy: CachePolicy, store: Store) -> int:
+    """Tokens whose slots can be known beforehand: a period's, or all if no slot is ever given up."""
+    period, total = store.plan.period, store.grid.tokens
+    return -(-total // period) * period if policy.in_order and not policy.needs else period
+
+
+def shown_sizes(spec: ModelSpec, needs: frozenset[str], slots: int) -> dict[str, tuple[int, ...]]:
+    """What is kept of a token of a row and a layer until the policy is shown it: the shape, by need."""
+    sizes = dict.fromkeys(("mass", "scores"), (slots,)) | {"queries": (spec.heads, spec.head_dim)}
+    return {name: sizes[name] for name in sorted(needs)}
 
 
 class Window:
@@ -54,6 +65,7 @@ class Window:
         store: where keys and values lie.
         buffers: of the same batch.
         compile: "none" calls the parts as they are, all others call them compiled.
+        graphs: replays passes and what is done between them, if anything is replayed.
         width: tokens of a pass, `K`.
 
     Attributes:
@@ -67,265 +79,198 @@ class Window:
         store: Store,
         buffers: Buffers,
         compile: Compile,
+        graphs: Replayed,
         width: int,
     ) -> None:
         self._model, self._policy, self._store, self._buffers = model, policy, store, buffers
-        self._blocks = list(model.blocks)
-        device, spec = store.position.device, store.spec
-        self.at = torch.zeros(len(buffers.tokens), dtype=torch.long, device=device)
-        self._stop = torch.zeros((), dtype=torch.long, device=device)
+        self._blocks, self._graphs, self._width = list(model.blocks), graphs, width
+        device, spec, pictures = store.position.device, store.spec, len(buffers.tokens)
+        self.at = torch.zeros(pictures, dtype=torch.long, device=device)
+        self._stop = torch.zeros(pictures, dtype=torch.long, device=device)
         self._ahead = torch.arange(width, device=device)
         # By slot, from which place on it is seen.
         self._seen_from = torch.zeros(store.position.shape, dtype=torch.int32, device=device)
         self._layers = layers_of(store, {}, False)
-        sizes = dict.fromkeys(("mass", "scores"), (store.slots,)) | {"queries": (spec.heads, spec.head_dim)}
+        self._period, self._reach = store.plan.period, reach_of(policy, store)
+        self._slots = buffers.slots
+        if self._reach > self._period:
+            self._slots = buffers.slots.new_zeros(*buffers.slots.shape[:-1], self._reach)
         self._shown = {
             name: torch.zeros(
                 store.layers,
-                store.plan.period,
+                self._period,
                 store.rows,
-                *sizes[name],
+                *size,
                 dtype=model.dtype if name == "queries" else torch.float32,
                 device=device,
             )
-            for name in sorted(policy.needs)
+            for name, size in shown_sizes(spec, policy.needs, store.slots).items()
         }
+        # Views are made once, not in every pass.
+        self._seen_by_layer = list(self._seen_from.unbind())
+        self._shown_by_layer = [
+            {name: shown[layer] for name, shown in self._shown.items()} for layer in range(store.layers)
+        ]
+        self._pictures = [
+            OfPicture(
+                store.of_picture(number),
+                buffers.slots[:, number::pictures],
+                self._slots[:, number::pictures],
+                self._seen_from[:, number::pictures],
+                {name: shown[:, :, number::pictures] for name, shown in self._shown.items()},
+            )
+            for number in range(pictures)
+        ]
+        # A GPU does the next pass while the places that the last one has led to are read.
+        self._lag = 1 if device.type == "cuda" and compile != "none" else 0
         self._recycle = compiled(recycle_, compile)
         self._enter = compiled(enter_, compile)
         self._pass_block = compiled(pass_block, compile)
         self._finish = compiled(finish_, compile)
         self._replay = compiled(replay_, compile)
 
-    def __call__(self, steps: range, sampling: Sampling) -> int:
-        """A line, or a part of it, in as many passes as it takes.
+    def __call__(self, steps: range, sampling: Sampling) -> Iterator[int]:
+        """Tokens of all pictures, in as many passes as it takes.
 
         Args:
             steps: places of the tokens to feed; the first has been drawn.
-            sampling: how the tokens after them are drawn.
+            sampling: how the tokens after them are drawn; all of them guided, or none.
 
-        Returns:
-            The number of passes.
+        Yields:
+            After each pass, the place that all pictures have come to, as far as is known.
         """
-        # A window ends where an eviction is due.
-        return sum(self._part_(part, sampling) for part in parts_of(steps, self._store.plan.period))
+        parts = parts_of(steps, self._reach)
+        now, known = [0 for _ in self._pictures], [steps.start for _ in self._pictures]
+        looks: deque[Look] = deque()
 
-    def _part_(self, steps: range, sampling: Sampling) -> int:
-        """Tokens between two evictions: room for them, passes over them, and a look at what they saw."""
-        self.begin_(steps)
-        passes = 0
-        # No pass accepts more than its width, so a few need no look at how far they came.
-        while passes * len(self._ahead) < len(steps) or bool((self.at < steps.stop).any()):
-            self.pass_(sampling, sampling.guides(steps.start + 1))
-            passes += 1
-        self.show_(steps)
-        return passes
+        def may_end() -> bool:
+            """Whether a picture may have come to the end of its part in a pass that was not looked at."""
+            reach = len(looks) * self._width
+            return any(at < parts[part].stop <= at + reach for at, part in zip(known, now, strict=True))
 
-    def begin_(self, steps: range) -> None:
-        """Make room for the tokens of some steps, and say who will see them."""
-        store, buffers = self._store, self._buffers
-        buffers.step.fill_(steps.start)
-        offset = steps.start % store.plan.period
-        if offset == 0:
-            buffers.slots.copy_(self._recycle(self._policy, store, buffers.step))
         self.at.fill_(steps.start)
-        self._stop.fill_(steps.stop)
-        self._seen_from.copy_(torch.where(store.resident, -1, HIDDEN))
-        slots = buffers.slots[..., offset : offset + len(steps)].flatten(2)
-        places = buffers.places[steps.start : steps.stop].int().repeat(store.kv_heads)
-        self._seen_from.scatter_(-1, slots, places.expand(slots.shape))
+        due = list(range(len(known)))
+        while min(known) < steps.stop:
+            with on_device(self.at.device):
+                for picture in due:
+                    self._open_(picture, parts[now[picture]])
+                due = []
+                self._pass_(sampling, sampling.guides(steps.start + 1))
+                looks.append(Look(self.at))
+                while len(looks) > self._lag or may_end():
+                    before, known = known, looks.popleft().read().tolist()
+                    for picture, (was, at) in enumerate(zip(before, known, strict=True)):
+                        if was < at == parts[now[picture]].stop:
+                            self._show_(picture, parts[now[picture]])
+                            if at < steps.stop:
+                                now[picture] += 1
+                                due.append(picture)
+            yield min(known)
 
-    def pass_(self, sampling: Sampling, guided: bool) -> None:
+    def _open_(self, picture: int, part: range) -> None:
+        """Evict in one picture where that is due, and lay out slots for the tokens of a part."""
+        of, step, period = self._pictures[picture], self._buffers.step, self._period
+        step.fill_(part.start)
+        self._stop[picture].fill_(part.stop)
+
+        def run() -> None:
+            for number, line in enumerate(parts_of(part, period)):
+                if line.start % period == 0:
+                    of.slots.copy_(self._recycle(self._policy, of.store, step))
+                self._lay_out_(of, line, is_first=number == 0)
+                step.add_(len(line))
+
+        # What a graph has for good; the place itself is a tensor.
+        self._graphs.run(("open", self._width, picture, part.start % self._reach, len(part)), run)
+
+    def _show_(self, picture: int, part: range) -> None:
+        """Show the policy the tokens of a part of one picture, in order, and claim their slots."""
+        of, step = self._pictures[picture], self._buffers.step
+        if not self._policy.needs:
+            return
+        step.fill_(part.start)
+
+        def run() -> None:
+            for place in part:
+                offset = self._buffers.places[place % self._period]
+                self._replay(self._policy, of.store, of.slots, offset, of.shown, step)
+                step.add_(1)
+
+        self._graphs.run(("show", self._width, picture, part.start % self._period, len(part)), run)
+
+    def _lay_out_(self, of: OfPicture, line: range, is_first: bool) -> None:
+        """Say who will see the tokens between two evictions, and where they are written; `step` is the first.
+
+        Args:
+            of: the picture.
+            line: their places, which decide nothing but where in a period they begin, and how many they are.
+            is_first: whether nothing has been laid out since the last pass.
+        """
+        store, step, period = of.store, self._buffers.step, self._period
+        offset = line.start % period
+        if is_first:
+            of.seen_from.copy_(torch.where(store.resident, -1, HIDDEN))
+        if self._reach > period:
+            start = (line.start - offset) % self._reach
+            of.room[..., start : start + period].copy_(of.slots)
+        slots = of.slots[..., offset : offset + len(line)].flatten(2)
+        places = (step + self._buffers.places[: len(line)]).int().repeat(store.kv_heads)
+        of.seen_from.scatter_(-1, slots, places.expand(slots.shape))
+        if not self._policy.needs:  # what is claimed now need not be shown
+            store.claim_(slots, places)
+
+    def _pass_(self, sampling: Sampling, guided: bool) -> None:
         """One pass: feed a window of every picture, and accept what its drafts got right.
 
         Args:
             sampling: how tokens are drawn.
             guided: whether those of this pass are.
         """
-        store, buffers = self._store, self._buffers
-        hidden, rotation, places, slots = self._enter(
-            self._model, store, buffers, self.at, self._ahead, self._stop
-        )
-        offsets = places % store.plan.period
-        for number, (block, layer) in enumerate(zip(self._blocks, self._layers, strict=True)):
-            hidden = self._pass_block(
-                block,
-                hidden,
-                rotation,
-                layer,
-                slots[number],
-                self._seen_from[number],
-                places,
-                offsets,
-                store.kv_heads,
-                {name: shown[number] for name, shown in self._shown.items()},
-            )
-        self._finish(self._model, buffers, self.at, hidden, places, self._stop, sampling.frozen, guided)
+        store, buffers, frozen = self._store, self._buffers, sampling.frozen
 
-    def show_(self, steps: range) -> None:
-        """Claim the slots of the tokens and show the policy their attention, in order."""
-        store, buffers = self._store, self._buffers
-        for place in steps:
-            buffers.step.fill_(place)
-            offset = buffers.places[place % store.plan.period]
-            self._replay(self._policy, store, buffers.slots, offset, self._shown, buffers.step)
-        buffers.step.fill_(steps.stop)
+        def run() -> None:
+            hidden, rotation, places, offsets, slots = self._enter(
+                self._model, store, buffers, self._slots, self.at, self._ahead, self._stop
+            )
+            for number, (block, layer) in enumerate(zip(self._blocks, self._layers, strict=True)):
+                hidden = self._pass_block(
+                    block,
+                    hidden,
+                    rotation,
+                    layer,
+                    slots[number],
+                    self._seen_by_layer[number],
+                    places,
+                    offsets,
+                    store.kv_heads,
+                    self._shown_by_layer[number],
+                )
+            self._finish(
+                self._model, buffers, self.at, hidden, places, self._stop, store.grid, frozen, guided
+            )
+
+        self._graphs.run(("pass", self._width, frozen, guided), run)
+
+
+class OfPicture(NamedTuple):
+    """Views of what belongs to one picture of a batch; `rows` are its own.
+
+    Attributes:
+        store: of its rows.
+        slots: int64 `[layers, rows, kv_heads, period]`, what its last eviction freed.
+        room: int64 `[layers, rows, kv_heads, reach]`, the slots of the tokens that passes are to take.
+        seen_from: int32 `[layers, rows, slots]`, the first place that sees each slot.
+        shown: what the policy needs, of all tokens since the last eviction, `[layers, period, rows, ...]`.
+    """
+
+    store: Store
+    slots: Tensor
+    room: Tensor
+    seen_from: Tensor
+    shown: dict[str, Tensor]
 
 
 def parts_of(steps: range, period: int) -> list[range]:
     """Steps in parts that end where an eviction is due."""
     evictions = range((steps.start // period + 1) * period, steps.stop, period)
     return [range(start, stop) for start, stop in pairwise([steps.start, *evictions, steps.stop])]
-
-
-def enter_(
-    model: Model, store: Store, buffers: Buffers, at: Tensor, ahead: Tensor, stop: Tensor
-) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-    """Embed a window of every row; one that would reach past the end repeats its last token.
-
-    Args:
-        model: embeds the tokens.
-        store: of the batch.
-        buffers: of the batch.
-        at: int64 `[pictures]`, the first place of each window.
-        ahead: int64 `[K]`, 0, 1, ... K - 1.
-        stop: int64 0-d, the place after the last that may be fed.
-
-    Returns:
-        Hidden `[rows, K, width]`, rotations `[rows, K, head_dim]`, places int64 `[rows, K]` and, by layer,
-        where to write, int64 `[rows, K, kv_heads]`.
-    """
-    places = torch.minimum(at[:, None] + ahead, stop - 1)
-    tokens = buffers.tokens.gather(1, places)
-    if store.guided:
-        places, tokens = places.repeat(2, 1), tokens.repeat(2, 1)
-    # An adapter is written for one place at a time.
-    embed = torch.vmap(lambda token, place: model.embed(token[None], place)[0, 0])
-    hidden = embed(tokens.flatten(), places.flatten()).unflatten(0, places.shape)
-    turned = buffers.rotation.expand(store.rows, -1, -1)
-    index = (places + store.condition)[..., None].expand(-1, -1, turned.shape[-1])
-    offsets = (places % store.plan.period)[None, :, None].expand(store.layers, -1, store.kv_heads, -1)
-    slots = buffers.slots.gather(-1, offsets).transpose(2, 3)
-    return hidden, turned.gather(1, index), places, list(slots.unbind())
-
-
-def pass_block(
-    block: Block,
-    hidden: Tensor,
-    rotation: Tensor,
-    layer: Layer,
-    slots: Tensor,
-    seen_from: Tensor,
-    places: Tensor,
-    offsets: Tensor,
-    kv_heads: int,
-    shown: dict[str, Tensor],
-) -> Tensor:
-    """One block for a window: write keys and values, attend over the slots.
-
-    Args:
-        block: the weights.
-        hidden: `[rows, K, width]`.
-        rotation: float32 `[rows, K, head_dim]`.
-        layer: where keys and values lie.
-        slots: int64 `[rows, K, kv_heads]`, where the window's keys and values go.
-        seen_from: int32 `[rows, slots]`, the first place that sees each slot.
-        places: int64 `[rows, K]`, of the window's tokens.
-        offsets: int64 `[rows, K]`, their places since the last eviction.
-        kv_heads: key heads.
-        shown: by what the policy needs, where to keep it until the end of the line, `[period, rows, ...]`.
-
-    Returns:
-        The next hidden state.
-    """
-    query, key, value = block.project(hidden, rotation)
-    keys, values, key_scale, value_scale, owner, _ = layer
-    write_(keys, slots.flatten(1), key.flatten(1, 2)[:, None], key_scale)
-    write_(values, slots.flatten(1), value.flatten(1, 2)[:, None], value_scale)
-    visible = seen_from[:, None, : keys.shape[1]] <= places[..., None]
-    needs = frozenset(shown)
-    attended = window_attention(
-        query, keys, values, visible, kv_heads, cast("Tensor | None", owner), needs, key_scale, value_scale
-    )
-    seen = {"mass": attended.mass, "scores": attended.scores, "queries": query}
-    rows = torch.arange(len(places), device=places.device)[:, None]
-    for name, kept in shown.items():
-        new = cast(Tensor, seen[name])
-        if name != "queries":
-            new = pad(new, (0, kept.shape[-1] - new.shape[-1]))
-        kept.index_put_((offsets, rows), new)
-    return block.merge(hidden, attended.output)
-
-
-def finish_(
-    model: Model,
-    buffers: Buffers,
-    at: Tensor,
-    hidden: Tensor,
-    places: Tensor,
-    stop: Tensor,
-    sampling: Sampling,
-    guided: bool,
-) -> None:
-    """Draw a token after each of the window's, and accept those that were drawn after right ones.
-
-    Args:
-        model: gives the logits.
-        buffers: its tokens are written in place.
-        at: int64 `[pictures]`, moved on in place.
-        hidden: `[rows, K, width]`, output of the last block.
-        places: int64 `[rows, K]`.
-        stop: int64 0-d, the last place that may be drawn.
-        sampling: how.
-        guided: whether the second half of the rows are the unconditional ones.
-    """
-    pictures = len(at)
-    head = torch.vmap(lambda state, place: model.head(state[None, None], place)[0])
-    logits = head(hidden.flatten(0, 1), places.flatten() + 1).unflatten(0, places.shape)
-    logits = guide(logits, buffers.scale) if guided else logits[:pictures]
-    note_(buffers.first_bad, logits, at.min() + 1)
-    keys = buffers.keys[:, None].expand(-1, places.shape[1], -1)
-    places = places[:pictures]
-    drawn = draw(logits, keys, places + 1, sampling, buffers.temperature)
-    accept_(buffers.tokens, at, places, drawn, stop)
-
-
-def accept_(tokens: Tensor, at: Tensor, places: Tensor, drawn: Tensor, stop: Tensor) -> None:
-    """Put draws where they belong, and move every picture on to its last accepted token.
-
-    Args:
-        tokens: int64 `[pictures, N]`; up to `at` accepted, behind it drafts. Written in place.
-        at: int64 `[pictures]`; written in place.
-        places: int64 `[pictures, K]`, of the tokens that were fed.
-        drawn: int64 `[pictures, K]`, the tokens drawn after them.
-        stop: int64 0-d, the last place that may be drawn; a picture that is there stays as it is.
-    """
-    # Where a window repeats its last token, the draw after the first of them counts.
-    drawn = drawn.gather(1, (places - at[:, None]).clamp(min=0))
-    drafts = tokens.gather(1, places + 1)
-    right = (drawn == drafts) & (places + 1 < stop)
-    accepted = right[:, :-1].long().cumprod(1).sum(1) + 1
-    tokens.scatter_(1, places + 1, torch.where(at[:, None] < stop, drawn, drafts))
-    # What has not been drawn yet is guessed to be as its left neighbour.
-    last = places[:, -1:] + 1
-    beyond = torch.arange(tokens.shape[1], device=tokens.device) > last
-    tokens.copy_(torch.where(beyond, tokens.gather(1, last), tokens))
-    at.copy_(torch.minimum(at + accepted, stop))
-
-
-def replay_(
-    policy: CachePolicy, store: Store, slots: Tensor, offset: Tensor, shown: dict[str, Tensor], step: Tensor
-) -> None:
-    """Claim a token's slots, and show the policy its attention.
-
-    Args:
-        policy: looks.
-        store: positions and statistics are written in place.
-        slots: int64 `[layers, rows, kv_heads, period]`, what the last eviction freed.
-        offset: int64 0-d, which of them are the token's.
-        shown: what the policy needs, of all tokens since the last eviction, `[layers, period, rows, ...]`.
-        step: int64 0-d, position of the token.
-    """
-    store.claim_(slots.index_select(-1, offset[None])[..., 0], step)
-    if policy.needs:
-        seen = {name: kept.index_select(1, offset[None])[:, 0] for name, kept in shown.items()}
-        policy.observe(store, Observation(**seen), step)

@@ -10,7 +10,7 @@ from annotated_types import Ge, Gt, Le
 
 import arkv
 from arkv.jobs.loading import DeviceOptions, ModelOptions
-from arkv.options import Count, Filled, Plain, Ratio, option, options, split_commas
+from arkv.options import Count, Filled, Plain, Positive, Ratio, option, options, split_commas
 
 if TYPE_CHECKING:
     from arkv.decoder import Decoder
@@ -95,6 +95,19 @@ class CompileOption:
 
 
 @options
+class WindowOption:
+    """How many tokens of a picture a forward pass takes."""
+
+    SECTION = "Compute"
+
+    window: Positive | Literal["auto"] = option(
+        default="auto",
+        metavar="TOKENS",
+        help="most tokens of a picture in a forward pass, or auto by the size of the batch",
+    )
+
+
+@options
 class KvDtypeOption:
     """How keys and values are stored."""
 
@@ -106,7 +119,9 @@ class KvDtypeOption:
 
 
 @options
-class Recipe(PolicyOptions, SamplingOptions, ModelOptions, CompileOption, DeviceOptions, KvDtypeOption):
+class Recipe(
+    PolicyOptions, SamplingOptions, ModelOptions, CompileOption, WindowOption, DeviceOptions, KvDtypeOption
+):
     """Everything that decides on a picture beside its prompt and its seed.
 
     The options are those of `arkv generate`; None is the model's own wherever it has one.
@@ -139,6 +154,7 @@ class Recipe(PolicyOptions, SamplingOptions, ModelOptions, CompileOption, Device
             **self.sampling(model),
             "dtype": str(model.dtype).removeprefix("torch."),
             "compile": self.compile,
+            "window": self.window,
             "kv_dtype": self.kv_dtype,
         }
 

@@ -95,7 +95,7 @@ def record(
         for held, slots in ((residents, store.resident), (attended, watched.saw["visible"])):
             held.append(by_token(store, slots)[:, row, :, store.condition :].cpu())
 
-    decoder.generate([prompt], seeds=[seed], guidance=guidance, progress=progress, on_line=note)
+    decoder.generate([prompt], seeds=[seed], guidance=guidance, window=1, progress=progress, on_line=note)
     return Recording(grid, tuple(images), torch.stack(residents), torch.stack(attended))
 
 

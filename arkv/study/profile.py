@@ -80,7 +80,7 @@ def measure(
     total = torch.zeros(spec.layers, spec.kv_heads, spec.grid.tokens, dtype=torch.float64)
     for start in range(0, len(prompts), size):
         batch = slice(start, start + size)
-        decoder.generate(prompts[batch], seeds=seeds[batch], guidance=guidance, progress=progress)
+        decoder.generate(prompts[batch], seeds=seeds[batch], guidance=guidance, window=1, progress=progress)
         assert decoder.store is not None
         total += decoder.store["by_lag"].cpu().double().sum(1)  # not all devices have float64
     held = total.cumsum(-1) / total.sum(-1, keepdim=True)

@@ -40,6 +40,7 @@ from arkv.testing.checks import (
     slots_have_no_order,
     survives_json,
     verbs_trace,
+    windows_leave_no_trace,
 )
 from arkv.testing.invariants import (
     EVERY_INVARIANT,
@@ -123,6 +124,10 @@ class PolicySuite:
     def test_6_rows_do_not_know_of_each_other(self) -> None:
         """A picture is the same alone, with less padding, as it is in a batch."""
         self._for_cases(rows_are_independent)
+
+    def test_7_a_window_leaves_no_trace(self) -> None:
+        """Several tokens a pass are those of one a pass, and the policy remembers the same."""
+        self._for_cases(windows_leave_no_trace)
 
     def test_7_the_verbs_are_one_graph_each(self) -> None:
         """With `fullgraph=True`, `select`, `evict`, `observe` and `visible` do what they do eagerly."""

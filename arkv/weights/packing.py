@@ -165,3 +165,11 @@ def packed_linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 @packed_linear.register_fake
 def _(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return input.new_empty(*input.shape[:-1], weight.shape[0])
+
+
+@packed_linear.register_vmap
+def _(
+    info: Any, dims: tuple[int | None, ...], input: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, int]:
+    # One product of all rows, not one for each.
+    return packed_linear(input.movedim(dims[0] or 0, 0), weight, bias), 0

@@ -43,6 +43,7 @@ def test_generate_writes_a_picture_and_how_it_was_made(
         "dtype": "float32",
         "compile": "none",
         "kv_dtype": None,
+        "window": "auto",
     }
     assert [file.name for file in out.parent.iterdir()] == ["picture.png"]
 

@@ -418,12 +418,13 @@ def test_a_short_last_batch_has_the_shape_of_the_others_when_compiled(
 ) -> None:
     shapes, loop_for = [], Decoder._loop_for
 
-    def noted(self: Decoder, condition: Any, pictures: int, guided: bool) -> Any:
+    def noted(self: Decoder, condition: Any, pictures: int, *others: Any) -> Any:
         shapes.append(pictures)
-        return loop_for(self, condition, pictures, guided)
+        return loop_for(self, condition, pictures, *others)
 
     monkeypatch.setattr(Decoder, "_loop_for", noted)
-    monkeypatch.setattr("arkv.decoding.step.compiled", lambda function, mode: function)
+    for part in ("step", "window"):
+        monkeypatch.setattr(f"arkv.decoding.{part}.compiled", lambda function, mode: function)
     assert main(command(listed, tmp_path / "out", "--compile", "inductor")) == 0
     assert shapes == [3, 3, 3, 3]
     assert len(lines_of(tmp_path / "out")) == 1 + 10

@@ -40,17 +40,20 @@ def test_compiled_pictures_are_the_eager_ones_and_one_block_serves_all_layers() 
         counters.clear()
         model = Tiny(layers=layers)
         decoder = Decoder(model, policy("linear"), compile="inductor")
-        first = decoder.generate(PROMPTS, seeds=[0, 1], guidance=1.5, temperature=1.5)
+        first = decoder.generate(PROMPTS, seeds=[0, 1], guidance=1.5, temperature=1.5, window=1)
         counted.append(graphs())
         with torch.compiler.set_stance("fail_on_recompile"):
-            again = decoder.generate(PROMPTS, seeds=[0, 1], guidance=1.5, temperature=1.5)
-            other = decoder.generate([(5, 6), (7, 0, 1)], seeds=[7, 8], guidance=1.5, temperature=1.5)
+            again = decoder.generate(PROMPTS, seeds=[0, 1], guidance=1.5, temperature=1.5, window=1)
+            other = decoder.generate(
+                [(5, 6), (7, 0, 1)], seeds=[7, 8], guidance=1.5, temperature=1.5, window=1
+            )
         assert graphs() == counted[-1]
         assert torch.equal(first.tokens, again.tokens)
         assert not torch.equal(first.tokens, other.tokens)
         eager = Decoder(model, policy("linear"))
         assert torch.equal(
-            first.tokens, eager.generate(PROMPTS, seeds=[0, 1], guidance=1.5, temperature=1.5).tokens
+            first.tokens,
+            eager.generate(PROMPTS, seeds=[0, 1], guidance=1.5, temperature=1.5, window=1).tokens,
         )
     assert counted[0] == counted[1]
     # Block, head, embedding, eviction, observation, drawing; the head once more for the prefill's layout.
@@ -62,10 +65,12 @@ def test_unequal_heads_are_compiled_once_and_give_the_eager_logits(sums: Kind, s
     """Slots that change hands are values to a graph, not shapes."""
     model, unequal = Tiny(), sums(budget=1, budgets=((1, 9), (5, 3)), shared=shared)
     compiled, eager = Decoder(model, unequal, compile="inductor"), Decoder(model, unequal)
-    tokens = compiled.generate(PROMPTS, guidance=1.5, temperature=1.5).tokens
-    assert torch.equal(tokens, eager.generate(PROMPTS, guidance=1.5, temperature=1.5).tokens)
+    tokens = compiled.generate(PROMPTS, guidance=1.5, temperature=1.5, window=1).tokens
+    assert torch.equal(tokens, eager.generate(PROMPTS, guidance=1.5, temperature=1.5, window=1).tokens)
     with torch.compiler.set_stance("fail_on_recompile"):
-        other = compiled.generate([(5, 6), (7, 0, 1)], seeds=[7, 8], guidance=1.5, temperature=1.5).tokens
+        other = compiled.generate(
+            [(5, 6), (7, 0, 1)], seeds=[7, 8], guidance=1.5, temperature=1.5, window=1
+        ).tokens
         forced = compiled.teacher_force(PROMPTS, other, guidance=1.5).raw
     expected = eager.teacher_force(PROMPTS, other, guidance=1.5).raw
     torch.testing.assert_close(forced, expected, atol=1e-4, rtol=1e-4)
@@ -75,10 +80,12 @@ def test_what_the_full_cache_reads_grows_within_one_graph() -> None:
     """But for the last line, where nothing is left out and which is a shape of its own."""
     model, full = Tiny(Grid(6, 3)), build("full", 18)
     decoder = Decoder(model, full, compile="inductor")
-    tokens = decoder.generate(PROMPTS, guidance=1.5, temperature=1.5).tokens
+    tokens = decoder.generate(PROMPTS, guidance=1.5, temperature=1.5, window=1).tokens
     compiled = [metrics.co_name for metrics in get_compilation_metrics()]
     assert compiled.count("step_block") == 2
-    assert torch.equal(tokens, Decoder(model, full).generate(PROMPTS, guidance=1.5, temperature=1.5).tokens)
+    assert torch.equal(
+        tokens, Decoder(model, full).generate(PROMPTS, guidance=1.5, temperature=1.5, window=1).tokens
+    )
 
 
 def test_long_pictures_are_read_as_far_as_they_are_drawn() -> None:
@@ -105,8 +112,8 @@ def test_eight_bits_are_compiled_and_draw_what_eager_ones_do() -> None:
     model = Tiny()
     compiled = Decoder(model, policy("linear"), compile="inductor", kv_dtype="int8")
     eager = Decoder(model, policy("linear"), kv_dtype="int8")
-    tokens = eager.generate(PROMPTS, guidance=1.5, temperature=1.5).tokens
-    assert torch.equal(compiled.generate(PROMPTS, guidance=1.5, temperature=1.5).tokens, tokens)
+    tokens = eager.generate(PROMPTS, guidance=1.5, temperature=1.5, window=1).tokens
+    assert torch.equal(compiled.generate(PROMPTS, guidance=1.5, temperature=1.5, window=1).tokens, tokens)
 
 
 # Inductor is slow. The conformance suite traces the verbs of all policies; these have all kinds of needs.
@@ -118,8 +125,8 @@ def test_6_compiled_tokens_and_logits_are_the_eager_ones(name: str) -> None:
     model = Tiny()
     eager = Decoder(model, policy(name))
     compiled = Decoder(model, policy(name), compile="inductor")
-    tokens = eager.generate(PROMPTS, guidance=1.5, temperature=1.5).tokens
-    assert torch.equal(compiled.generate(PROMPTS, guidance=1.5, temperature=1.5).tokens, tokens)
+    tokens = eager.generate(PROMPTS, guidance=1.5, temperature=1.5, window=1).tokens
+    assert torch.equal(compiled.generate(PROMPTS, guidance=1.5, temperature=1.5, window=1).tokens, tokens)
     expected = eager.teacher_force(PROMPTS, tokens, guidance=1.5)
     forced = compiled.teacher_force(PROMPTS, tokens, guidance=1.5)
     torch.testing.assert_close(forced.raw, expected.raw, atol=1e-4, rtol=1e-4)

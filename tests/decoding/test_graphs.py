@@ -21,6 +21,7 @@ from tqdm import tqdm
 from arkv import ArkvError, CachePolicy, Decoder, Grid
 from arkv.decoding import graphs
 from arkv.decoding import step as step_module
+from arkv.decoding import window as window_module
 from arkv.decoding.loop import Loop
 from arkv.decoding.noise import seed_keys
 from arkv.decoding.sampling import Sampling
@@ -77,19 +78,24 @@ def captures(monkeypatch: pytest.MonkeyPatch) -> list[Tape]:
     monkeypatch.setattr(graphs, "run_beside", lambda work, stream: work())
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
-    monkeypatch.setattr(step_module, "compiled", lambda function, mode: function)
+    for module in (step_module, window_module):
+        monkeypatch.setattr(module, "compiled", lambda function, mode: function)
     return made
 
 
 @torch.inference_mode()
-def pictures(model: Tiny, policy: CachePolicy, captured: bool, runs: list[Sampling]) -> list[Tensor]:
+def pictures(
+    model: Tiny, policy: CachePolicy, captured: bool, runs: list[Sampling], window: int = 1, lag: int = 0
+) -> list[Tensor]:
     """Tokens of one picture a prompt, of several batches one after the other."""
     condition = model.condition(PROMPTS, runs[0].guided)
     loop = Loop(model, policy, *condition.mask.shape, "cudagraphs" if captured else "none", runs[0].guided)
     tokens = []
+    if window > 1:
+        loop._window(window)._lag = lag
     for number, sampling in enumerate(runs):
         keys = seed_keys([number, 7])
-        assert list(loop.sample_(condition, keys, sampling)) == list(range(model.spec.grid.rows))
+        assert list(loop.sample_(condition, keys, sampling, window)) == list(range(model.spec.grid.rows))
         tokens.append(loop.tokens.clone())
     return tokens
 
@@ -171,6 +177,35 @@ def test_what_is_timed_are_the_lines_that_generate_replays(
     for line in range(GRID.rows - 1):
         (of_line,) = {round(x, 12) for x in traces[-1].steps[line * GRID.line : (line + 1) * GRID.line]}
         assert of_line > 0
+
+
+@pytest.mark.parametrize("guided_tokens", [None, GRID.line + 2])
+@pytest.mark.parametrize("name", ["linear", "full", "adakv"])
+def test_replayed_passes_draw_what_eager_steps_do(
+    name: str, guided_tokens: int | None, captures: list[Tape]
+) -> None:
+    """A window is captured, and what is done in each picture between its passes; a pass ahead of the host."""
+    model, policy = Tiny(GRID), tight(name, Tiny(GRID))
+    runs = [Sampling(1.5, 0.5, guided_tokens=guided_tokens)] * 3
+    expected = pictures(model, policy, False, runs)
+    for one, other in zip(pictures(model, policy, True, runs, 3, lag=1), expected, strict=True):
+        assert torch.equal(one, other)
+    assert captures
+
+
+@pytest.mark.parametrize("name", ["linear", "full"])
+def test_a_pass_ahead_of_the_host_costs_none(name: str) -> None:
+    """No pass is made in which nothing could be accepted."""
+    passes = []
+    for lag in (0, 1):
+        policy = tight(name, Tiny(GRID))
+        condition = Tiny(GRID).condition(PROMPTS, False)
+        loop = Loop(Tiny(GRID), policy, *condition.mask.shape, "none")
+        with torch.inference_mode():
+            loop._window(3)._lag = lag
+            list(loop.sample_(condition, seed_keys([1, 2]), Sampling(1.0, 0.5), 3))
+        passes.append(loop.passes)
+    assert passes[0] == passes[1]
 
 
 def test_a_number_that_is_asked_for_while_capturing_is_caught(captures: list[Tape]) -> None:

@@ -220,7 +220,7 @@ def test_a_policy_sees_what_the_newest_token_saw(budgets: Any) -> None:
 @pytest.mark.parametrize("need", ["mass", "scores", "queries"])
 def test_a_policy_is_shown_what_it_needs_and_nothing_else(need: str) -> None:
     policy = type("Seen", (Witness,), {"needs": frozenset({need}), "seen": []})(budget=1)
-    Decoder(Tiny(), policy).generate(PROMPTS)
+    Decoder(Tiny(), policy).generate(PROMPTS, window=1)
     assert len(policy.seen) == GRID.tokens - 1
     for seen in policy.seen:
         assert [name for name, part in seen._asdict().items() if part is not None] == [need]
@@ -396,7 +396,7 @@ def test_after_guidance_only_the_conditional_rows_are_fed(
 
     monkeypatch.setattr(model, "embed", counted)
     decoder = Decoder(model, policy)
-    settings = {"guidance": 2.0, "guided_tokens": guided_tokens, "temperature": 0}
+    settings = {"guidance": 2.0, "guided_tokens": guided_tokens, "temperature": 0, "window": 1}
     tokens = decoder.generate(PROMPTS, **settings).tokens
     # The rows of a token are fed if the next one is guided by them.
     assert fed == [4 if step + 1 < guided_tokens else 2 for step in range(GRID.tokens - 1)]
@@ -420,18 +420,18 @@ def test_a_loop_with_kernels_draws_what_one_without_does(
     if name == "linear":
         policies.append(tight(name, model, scoring="raw"))
     for policy in policies:
-        plain = Decoder(model, policy, kv_dtype=kv_dtype).generate(PROMPTS, guidance=1.5, temperature=1.5)
+        settings: dict[str, Any] = {"guidance": 1.5, "temperature": 1.5, "window": 1}
+        plain = Decoder(model, policy, kv_dtype=kv_dtype).generate(PROMPTS, **settings)
         with monkeypatch.context() as patched:
             patched.setattr(operators, "available", lambda device: True)
-            got = Decoder(model, policy, compile, kv_dtype=kv_dtype).generate(
-                PROMPTS, guidance=1.5, temperature=1.5
-            )
+            got = Decoder(model, policy, compile, kv_dtype=kv_dtype).generate(PROMPTS, **settings)
         assert torch.equal(got.tokens, plain.tokens)
 
 
 def test_a_picture_that_went_wrong_after_guidance_does_not_spoil_the_next() -> None:
     model = Tiny(GRID)
-    decoder, settings = Decoder(model, build("linear", 12)), {"guidance": 2.0, "guided_tokens": 6}
+    decoder = Decoder(model, build("linear", 12))
+    settings: dict[str, Any] = {"guidance": 2.0, "guided_tokens": 6, "window": 1}
     expected = decoder.generate(PROMPTS, **settings).tokens
     embed = model.embed
 
@@ -477,7 +477,7 @@ def test_numbers_that_go_wrong_once_are_traced_to_their_layer(
             decoder = Decoder(model, policy, kv_dtype=kv_dtype)
         where = f"visual token 12 of 20, first in {'the output head' if layer == 2 else f'layer {layer}'}: "
         with pytest.raises(NumericalError, match=where):
-            decoder.generate(PROMPTS, guidance=1.5, guided_tokens=guided_tokens)
+            decoder.generate(PROMPTS, guidance=1.5, guided_tokens=guided_tokens, window=1)
         if guided_tokens is None:
             now.clear()  # the search has fed that token again
             with pytest.raises(NumericalError, match=where):

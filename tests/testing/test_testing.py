@@ -26,6 +26,7 @@ NEWBORNS = "test_4_a_token_lives_until_the_eviction_after_its_birth"
 WHOLE = "test_5_a_budget_for_the_whole_picture_changes_nothing"
 ORDER = "test_6_the_order_of_the_slots_makes_no_difference"
 ROWS = "test_6_rows_do_not_know_of_each_other"
+WINDOW = "test_7_a_window_leaves_no_trace"
 GRAPHS = "test_7_the_verbs_are_one_graph_each"
 PLACE = "test_7_the_store_stays_in_place"
 LEGAL = "test_selections_are_legal"
@@ -40,7 +41,7 @@ EXTREMES = "test_extreme_parameters_end_in_an_error_or_in_a_legal_run"
 
 # Corners and fuzzed parameters look for every invariant, so they have no fault of their own.
 ONE_THING = {
-    *(BUDGET, TOKENS, ATTENTION, NEWBORNS, WHOLE, ORDER, ROWS, GRAPHS, PLACE),
+    *(BUDGET, TOKENS, ATTENTION, NEWBORNS, WHOLE, ORDER, ROWS, WINDOW, GRAPHS, PLACE),
     *(LEGAL, LOOK, REPEAT, POISON, RATIO, JSON),
 }
 
@@ -247,6 +248,19 @@ class CountsPadding(Sound):
 
     def score(self, store: Store, step: Tensor) -> Tensor:
         return store.position.float() * (-1 if store.condition > 3 else 1)
+
+
+# What lies in a free slot was given up; which of it is overwritten first is left to the order of the slots.
+@found_by(WINDOW, sometimes=(ORDER, ROWS))
+@dataclass(frozen=True, kw_only=True)
+class ReadsFreeSlots(Sound):
+    """Looks at keys of slots that hold no token: with a window, drafts lie there already."""
+
+    def observe(self, store: Store, seen: Observation, step: Tensor) -> None:
+        super().observe(store, seen, step)
+        keys = torch.stack([leaf.square().sum(-1) for leaf in store.keys])
+        unclaimed = store.sum_by_head(keys * (store.position == FREE))
+        store["score"].add_(store.of_slots(unclaimed) * store.resident)
 
 
 @found_by(GRAPHS)
