@@ -77,7 +77,7 @@ class Store:
         pools: slots of a row in each layer.
         slots: the most slots of a row in any layer.
         starts: int64 `[layers, kv_heads]`, the first slot of each head by the plan.
-        sizes: slots of a head to the heads that have as many by the plan, int64 `[heads, 2]` of layer and head.
+        sizes: slots of a head to the heads that have as many by the plan: layer and head, int64 `[heads, 2]`.
     """
 
     def __init__(
@@ -137,8 +137,8 @@ class Store:
         self.starts = starts.to(device)
         of_size: dict[int, list[tuple[int, int]]] = {}
         for layer, heads in enumerate(visual):
-            for head, size in enumerate(heads):
-                of_size.setdefault(condition + size, []).append((layer, head))
+            for number, size in enumerate(heads):
+                of_size.setdefault(condition + size, []).append((layer, number))
         self.sizes = {size: torch.tensor(heads, device=device) for size, heads in of_size.items()}
         self._first_head = owner[:, None].to(device)
         # The condition token that stands in each slot, or `condition` where none does.
