@@ -86,8 +86,10 @@ def draw(prepared: Prepared, folder: Folder, held: InUse) -> Generator[int]:
     if missing := folder.missing():
         reasons = [line for line in words.splitlines() if "arkv: error: " in line]
         told = reasons[-1].partition("arkv: error: ")[2] if reasons else " ".join(words.split())[-LAST_WORDS:]
+        silent = f"torchrun ended with status {process.returncode} and said nothing; go on with --resume"
         raise ArkvError(
-            f"the workers ended, and {len(missing)} of {len(prepared.job.files)} files are missing: {told}"
+            f"the workers ended, and {len(missing)} of {len(prepared.job.files)} files are missing: "
+            f"{told or silent}"
         )
 
 
@@ -168,7 +170,7 @@ def main() -> int:
     except ArkvError as error:
         events.write("stopped", kind=type(error).__name__, reason=str(error))
         with suppress(OSError, ValueError, AttributeError):
-            sys.stderr.write(f"arkv: error: {error}\n")
+            sys.stderr.write(f"arkv: error: {' '.join(str(error).split())}\n")
         return 1
     return 0
 
