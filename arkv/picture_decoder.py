@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from arkv.machine.defaults import torchs_own
 from arkv.machine.memory import allocated
 from arkv.model import PictureDecoder, PicturesOnly
 from arkv.registry import class_and_options, reading, usable_device, with_random_weights
@@ -38,7 +39,7 @@ def load_picture_decoder(
     """
     device = usable_device(device)
     model_class, options = class_and_options(name, options)
-    with reading(options.get("source") or name):
+    with torchs_own(device), reading(options.get("source") or name):
         if not random_weights:
             return model_class.load_picture_decoder(device=device, **options)
         meta = torch.device("meta")
