@@ -337,6 +337,9 @@ def _points(kind: Kind) -> dict[str, EntryPoint]:
         claims.setdefault(point.name, []).append(point)
     chosen = {}
     for name, points in claims.items():
+        if len(points) == 1:  # to ask who it is from takes a millisecond, and is asked for every name
+            chosen[name] = points[0]
+            continue
         first, *others = sorted(
             points, key=lambda p: (not _origin(p).startswith("arkv "), _origin(p), p.value)
         )

@@ -168,12 +168,30 @@ class Section:
         )
 
 
-def llama_shape(described: Section, vocabulary: int) -> tuple[TransformerConfig, int, float]:
-    """A Llama as transformers' `LlamaConfig` describes it; what is left out has the defaults there.
+LLAMA = TransformerConfig(
+    layers=32, width=4096, heads=32, kv_heads=32, head_dim=128, hidden=11008, norm_eps=1e-6
+)
+"""The defaults of transformers' `LlamaConfig`."""
+
+
+def llama_shape(
+    described: Section,
+    vocabulary: int,
+    kind: str = "llama",
+    usual: TransformerConfig = LLAMA,
+    theta: float = 10_000.0,
+) -> tuple[TransformerConfig, int, float]:
+    """A Llama, or a relative of the same arithmetic, as its class of configurations describes it.
+
+    What is left out has the defaults of that class. Query and key heads are as many as each other, and heads
+    together as wide as the residual stream, where the usual shape has it so.
 
     Args:
         described: the section, which is closed.
         vocabulary: tokens, where it does not say.
+        kind: the `model_type` that it may say.
+        usual: the defaults; whether queries and keys are normalised is as there.
+        theta: the default of the base of the frequencies.
 
     Returns:
         The shape, the tokens of the vocabulary, and the base of the rotary frequencies.
@@ -181,22 +199,24 @@ def llama_shape(described: Section, vocabulary: int) -> tuple[TransformerConfig,
     Raises:
         CheckpointError: something is out of bounds, or is a Llama's that is not computed here.
     """
-    described.expect("model_type", "llama")
+    described.expect("model_type", kind)
     described.expect("hidden_act", "silu", "swish")
-    described.ignore("tie_word_embeddings")  # the head for text is not used
-    heads = described.whole("num_attention_heads", 32, MOST_WIDTH)
-    width = described.whole("hidden_size", 4096, MOST_WIDTH)
-    if "head_dim" not in described and width % heads:
+    described.ignore("tie_word_embeddings")  # for the family to look at, if it uses that head
+    heads = described.whole("num_attention_heads", usual.heads, MOST_WIDTH)
+    width = described.whole("hidden_size", usual.width, MOST_WIDTH)
+    is_split = usual.width == usual.heads * usual.head_dim
+    if "head_dim" not in described and is_split and width % heads:
         raise CheckpointError(
             f"{described.where} says hidden_size is {width}, which {heads} heads do not divide"
         )
-    layers = described.whole("num_hidden_layers", 32, MOST_LAYERS)
-    kv_heads = described.whole("num_key_value_heads", heads, MOST_WIDTH)
-    head_dim = described.whole("head_dim", width // heads, MOST_WIDTH)
-    eps = described.number("rms_norm_eps", 1e-6, 1.0)
-    hidden = described.whole("intermediate_size", 11008, MOST_WIDTH)
+    layers = described.whole("num_hidden_layers", usual.layers, MOST_LAYERS)
+    usual_kv_heads = heads if usual.kv_heads == usual.heads else usual.kv_heads
+    kv_heads = described.whole("num_key_value_heads", usual_kv_heads, MOST_WIDTH)
+    head_dim = described.whole("head_dim", width // heads if is_split else usual.head_dim, MOST_WIDTH)
+    eps = described.number("rms_norm_eps", usual.norm_eps, 1.0)
+    hidden = described.whole("intermediate_size", usual.hidden, MOST_WIDTH)
     words = described.whole("vocab_size", vocabulary, MOST_TOKENS)
-    theta = rope_theta(described, 10_000.0)
+    theta = rope_theta(described, theta)
     check_attention(described, layers, head_dim)
     described.close()
     if heads % kv_heads or head_dim % 2:
@@ -204,7 +224,8 @@ def llama_shape(described: Section, vocabulary: int) -> tuple[TransformerConfig,
             f"{described.where} has {heads} heads of {head_dim} numbers and {kv_heads} key heads: heads "
             "have to be a multiple of key heads, and their numbers even"
         )
-    return TransformerConfig(layers, width, heads, kv_heads, head_dim, hidden, eps), words, theta
+    shape = TransformerConfig(layers, width, heads, kv_heads, head_dim, hidden, eps, usual.qk_norm)
+    return shape, words, theta
 
 
 def rope_theta(described: Section, default: float) -> float:

@@ -7,21 +7,17 @@ in a token of its own.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-import numpy
 import torch
-from einops import rearrange
-from torch import Tensor, nn
 from typing_extensions import Self
 
-from arkv.errors import ArkvError, CheckpointError, PromptError
+from arkv.errors import CheckpointError
 from arkv.grid import Grid
-from arkv.model import Block, Condition, Model, ModelSpec, PicturesOnly
+from arkv.model import PicturesOnly
 from arkv.models.lumina_checkpoint import (
     CELL,
     LUMINA_7B_512,
@@ -39,34 +35,23 @@ from arkv.models.lumina_checkpoint import (
     read_variant,
     tokenizer_for,
 )
-from arkv.models.padding import left_padded
+from arkv.models.one_vocabulary import Form, OneVocabulary
 from arkv.models.pretrained import CONFIG_FILE, TOKENIZER_FILE, Part, empty, load, pictures_only
-from arkv.models.prompting import encode, shown, special_tokens, token_ids
-from arkv.models.transformer import Transformer
+from arkv.models.sizes import check_size, sides
 from arkv.models.vq import UNUSED as VQ_UNUSED
-from arkv.models.vq import VQDecoder
-from arkv.scalars import whole
-from arkv.weights.checkpoint import WeightSlot
 from arkv.weights.files import is_file, place, weight_files
 from arkv.weights.hub import fetch, is_hub_id
-from arkv.weights.packing import Linear
 from arkv.weights.quantization import WeightDtype
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-MAX_TEXT = 512
-"""Tokens of the longest text that is taken, the sentence around the prompt counted."""
-
 GUIDANCE, TOP_K = 4.0, 2000
 
 PROMPT = "Generate an image of {width}x{height} according to the following prompt:\n{prompt}"
 
-THINGS = ("a red bus", "a brown bear", "a blue bird", "an old clock", "a glass vase", "a wooden bench")
-"""What example prompts are made of."""
 
-
-class LuminaMGPT(Model):
+class LuminaMGPT(OneVocabulary):
     """Lumina-mGPT: pictures of any published size from a text.
 
     The prompt is put into the sentence that the model was trained on, which names the size. What the model
@@ -96,33 +81,30 @@ class LuminaMGPT(Model):
     def __init__(
         self, variant: LuminaVariant, size: tuple[int, int] | None = None, tokenizer: Tokenizer | None = None
     ) -> None:
-        super().__init__()
-        config, codes = variant.transformer, variant.vq.codes
-        self.size = _check_size(variant, size)
+        self.size = check_size(size, variant.sizes, (variant.target,) * 2, variant.name)
         width, height = (side // CELL for side in self.size)
-        self.tokens, self.codes, self.tokenizer = variant.tokens, codes, tokenizer
-        self.special = frozenset() if tokenizer is None else special_tokens(tokenizer)
-        self.rope_theta = variant.rope_theta
-        self.spec = ModelSpec(
-            name=variant.name,
-            layers=config.layers,
-            heads=config.heads,
-            kv_heads=config.kv_heads,
-            head_dim=config.head_dim,
-            vocabulary=codes + 1,
-            grid=Grid(2 * height, 2 * width, newline=True),
-            max_condition=MAX_TEXT + 5,
-            guidance=GUIDANCE,
-            width=config.width,
-            hidden=config.hidden,
-            top_k=min(TOP_K, codes),
+        tokens = variant.tokens
+        picture = (tokens.image_start, tokens.first_size + height, tokens.first_size + width)
+        form = Form(
+            tokens.begin,
+            (tokens.separator, *picture),
+            picture,
+            tokens.line_end,
+            tokens.first_code,
+            frozenset((tokens.begin, tokens.image_start, tokens.separator, tokens.line_end)),
         )
-        self.image = [self.tokens.image_start, *(self.tokens.first_size + side for side in (height, width))]
-        self.embedding = nn.Embedding(variant.vocabulary, config.width)
-        self.transformer = Transformer(config)
-        # Of the published head, only the rows that a picture can use.
-        self.output = Linear(config.width, codes + 1, bias=False)
-        self.vq = VQDecoder(variant.vq)
+        super().__init__(
+            variant.name,
+            variant.transformer,
+            variant.vocabulary,
+            form,
+            Grid(2 * height, 2 * width, newline=True),
+            variant.vq,
+            rope_theta=variant.rope_theta,
+            guidance=GUIDANCE,
+            top_k=TOP_K,
+            tokenizer=tokenizer,
+        )
 
     @classmethod
     def from_pretrained(
@@ -179,7 +161,8 @@ class LuminaMGPT(Model):
         files = weight_files(fetch(source, WEIGHT_FILES, revision=revision, token=token))
 
         def parts(model: LuminaMGPT) -> Iterator[Part]:
-            yield Part(model.weight_slots(norm_rows(files, model.spec.heads)), files, UNUSED)
+            rows = norm_rows(files, model.spec.heads)
+            yield Part(model.weight_slots(norm_rows=rows), files, UNUSED)
             yield Part(model.vq.weight_slots("taming"), [decoder], VQ_UNUSED)
 
         return load(partial(cls, variant, size, words), dtype, device, parts, weights, lora)
@@ -224,122 +207,9 @@ class LuminaMGPT(Model):
         read_variant(folder, cls.variant or VARIANTS[0])
         return True
 
-    @property
-    def blocks(self) -> Sequence[Block]:
-        """The transformer blocks in order."""
-        return cast("Sequence[Block]", self.transformer.blocks)
-
-    def check_prompts(self, prompts: Sequence[str | Sequence[int]]) -> None:
-        """Tokenise every prompt.
-
-        Raises:
-            PromptError: a prompt is too long, has tokens of a picture in it, or is a text where there is no
-                tokenizer.
-        """
-        for prompt in prompts:
-            self._text(prompt)
-
-    def condition(self, prompts: Sequence[str | Sequence[int]], guided: bool) -> Condition:
-        """Text, separator and picture header, left-padded; positions count from each row's first token.
-
-        Raises:
-            PromptError: as `check_prompts`.
-        """
-        rows = [
-            [self.tokens.begin, *self._text(prompt), self.tokens.separator, *self.image] for prompt in prompts
-        ]
-        if guided:
-            rows += [self.image] * len(prompts)
-        spec = self.spec
-        return left_padded(
-            rows, self.tokens.begin, self.embedding, spec.grid.tokens, spec.head_dim, self.rope_theta
-        )
-
-    def _text(self, prompt: str | Sequence[int]) -> list[int]:
-        """Ids of the text tokens of a prompt."""
-        words = self.embedding.num_embeddings
-        if not isinstance(prompt, str):
-            given = token_ids(prompt, words)
-            if given is None:
-                raise PromptError(
-                    f"the prompt {shown(prompt)} is neither a text nor a list of token ids from 0 to "
-                    f"{words - 1}"
-                )
-            ids = given
-        elif self.tokenizer is None:
-            raise PromptError(
-                f"{self.spec.name} has no tokenizer: load it from a checkpoint that has one, or give prompts "
-                "as lists of token ids"
-            )
-        else:
-            text = PROMPT.format(width=self.size[0], height=self.size[1], prompt=prompt)
-            ids = encode(self.tokenizer, text, prompt, self.special, words)
-        if len(ids) > MAX_TEXT:
-            raise PromptError(
-                f"the prompt {shown(prompt)} has {len(ids)} tokens: expected at most {MAX_TEXT}"
-            )
-        if bad := [i for i in ids if self._is_reserved(i)]:
-            raise PromptError(
-                f"the prompt {shown(prompt)} has a token (id {bad[0]}) that is not text: leave it out"
-            )
-        return ids
-
-    def _is_reserved(self, token: int) -> bool:
-        """Whether a token gives a sequence its form, or is part of a picture."""
-        t = self.tokens
-        return token in (t.begin, t.image_start, t.separator, t.line_end) or (
-            t.first_code <= token < t.first_code + self.codes
-        )
-
-    def embed(self, tokens: Tensor, position: Tensor) -> Tensor:
-        """The vectors that codes and line end have in the common vocabulary."""
-        ids = torch.where(tokens == self.codes, self.tokens.line_end, tokens + self.tokens.first_code)
-        return self.embedding(ids)[:, None]
-
-    def head(self, hidden: Tensor, position: Tensor) -> Tensor:
-        """Final norm and one projection; the line end where a line ends, codes elsewhere."""
-        logits = self.output(self.transformer.norm(hidden))[:, 0].float()
-        grid = self.spec.grid
-        is_end = torch.arange(self.codes + 1, device=logits.device) == self.codes
-        return logits.masked_fill(is_end != (grid.column(position) == grid.columns), -torch.inf)
-
-    def pixels(self, tokens: Tensor) -> Tensor:
-        """Draw the codes with Chameleon's decoder; colours are rounded down as in its code."""
-        grid = self.spec.grid
-        codes = rearrange(tokens, "n (rows line) -> n rows line", rows=grid.rows)[:, :, : grid.columns]
-        return self.vq.pixels(codes, "down")
-
-    @property
-    def picture_part(self) -> nn.Module:
-        """The picture decoder."""
-        return self.vq
-
-    def example_prompts(self, count: int, seed: int) -> list[Any]:
-        """Short sentences; without a tokenizer, as many ids of text tokens as such sentences have."""
-        rng = numpy.random.default_rng(seed)
-        if self.tokenizer is not None:
-            sentences = [f"a photo of {a} and {b}" for a, b in itertools.permutations(THINGS, 2)]
-            return [sentences[i] for i in rng.integers(len(sentences), size=count)]
-        text = [i for i in range(self.embedding.num_embeddings) if not self._is_reserved(i)]
-        return [[text[i] for i in rng.integers(len(text), size=24)] for _ in range(count)]
-
-    def weight_slots(self, norm_rows: int = 1) -> dict[str, WeightSlot]:
-        """Where the tensors of a published checkpoint go, all but those of the picture decoder.
-
-        Args:
-            norm_rows: rows of its query and key norms.
-        """
-        first, codes, end = self.tokens.first_code, self.codes, self.tokens.line_end
-        head = WeightSlot(
-            self.output.weight,
-            lambda rows: torch.cat([rows[first : first + codes], rows[end : end + 1]]),
-            tuple(self.embedding.weight.shape),
-        )
-        return {
-            "model.embed_tokens.weight": WeightSlot(self.embedding.weight),
-            "lm_head.weight": head,
-            **self.transformer.weight_slots("model.", norm_rows),
-        }
+    def sentence(self, prompt: str) -> str:
+        """The sentence of the training, which names the size."""
+        return PROMPT.format(width=self.size[0], height=self.size[1], prompt=prompt)
 
 
 class LuminaMGPT512(LuminaMGPT):
@@ -360,34 +230,10 @@ class LuminaMGPT1024(LuminaMGPT):
     variant = LUMINA_7B_1024
 
 
-def _sides(size: Any) -> tuple[int, int] | None:
-    """Width and height, as whole numbers; None for what is no such pair."""
-    sides = [whole(side) for side in size] if isinstance(size, Iterable) and not isinstance(size, str) else []
-    width, height = sides if len(sides) == 2 else (None, None)
-    return None if width is None or height is None else (width, height)
-
-
-def _check_size(variant: LuminaVariant, size: tuple[int, int] | None) -> tuple[int, int]:
-    legal = variant.sizes
-    if size is None:
-        return variant.target, variant.target
-    sides = _sides(size)
-    if sides is None:
-        raise ArkvError(f"the size is {size!r:.60}: expected width and height in pixels, such as {legal[0]}")
-    size = sides
-    if size not in legal:
-        near = sorted(legal, key=lambda s: abs(s[0] - size[0]) + abs(s[1] - size[1]))
-        raise ArkvError(
-            f"the size is {size}: {variant.name} was trained for sizes (width, height) such as "
-            f"{', '.join(map(str, near[:3]))}"
-        )
-    return size
-
-
 def _variant_of(source: str | Path | None, size: tuple[int, int] | None) -> LuminaVariant:
     """The model that a published repository or a size tells of."""
     told = (variant for variant in VARIANTS if source == variant.repository)
-    sized = (variant for variant in VARIANTS if _sides(size) in variant.sizes)
+    sized = (variant for variant in VARIANTS if sides(size) in variant.sizes)
     variant = next(told, None) or next(sized, None)
     if variant is None:
         raise CheckpointError(

@@ -42,7 +42,7 @@ TOKENIZER_REPOSITORY = "Alpha-VLLM/Lumina-mGPT-7B-768"
 """The only one of the published models with a tokenizer; it serves them all."""
 
 CHAMELEON_7B = TransformerConfig(
-    layers=32, width=4096, heads=32, kv_heads=32, head_dim=128, hidden=11008, norm_eps=1e-5, qk_norm=True
+    layers=32, width=4096, heads=32, kv_heads=32, head_dim=128, hidden=11008, norm_eps=1e-5, qk_norm="layer"
 )
 
 UNUSED = (

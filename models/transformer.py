@@ -12,7 +12,7 @@ RMSNorm (arXiv 1910.07467) before each half, SwiGLU (arXiv 2002.05202), grouped 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,9 @@ HEAD_NORM_EPS = 1e-5
 """Epsilon of the normalisation of queries and keys, which Chameleon sets apart from that of its RMSNorms."""
 
 
+HeadNorms = Literal[False, "layer", "rms"]
+
+
 @dataclass(frozen=True)
 class TransformerConfig:
     """Shape of a transformer.
@@ -42,7 +45,8 @@ class TransformerConfig:
         head_dim: width of one head.
         hidden: width of the SwiGLU inside.
         norm_eps: epsilon of every RMSNorm.
-        qk_norm: whether queries and keys are normalised before they are rotated (see `HeadNorm`).
+        qk_norm: how queries and keys are normalised before they are rotated: "layer" by a `HeadNorm`, as in
+            Chameleon; "rms" by an `RMSNorm` that all heads of a layer share, as in Qwen3; False for not.
     """
 
     layers: int
@@ -52,7 +56,7 @@ class TransformerConfig:
     head_dim: int
     hidden: int
     norm_eps: float = 1e-6
-    qk_norm: bool = False
+    qk_norm: HeadNorms = False
 
     def __post_init__(self) -> None:
         for field in ("layers", "width", "heads", "kv_heads", "head_dim", "hidden"):
@@ -64,6 +68,8 @@ class TransformerConfig:
             raise ValueError(f"norm_eps is {eps!r:.40}: expected a number from 0 to 1")
         if self.layers > MOST_LAYERS:
             raise ValueError(f"layers is {self.layers}: expected at most {MOST_LAYERS}")
+        if self.qk_norm not in ("layer", "rms", False):
+            raise ValueError(f"qk_norm is {self.qk_norm!r:.40}: expected 'layer', 'rms' or False")
         if self.heads % self.kv_heads:
             raise ValueError(f"{self.kv_heads} key heads do not divide {self.heads} query heads")
 
@@ -103,6 +109,12 @@ class HeadNorm(nn.Module):
         return F.layer_norm(x, x.shape[-1:], eps=HEAD_NORM_EPS) * self.weight + self.bias
 
 
+def _head_norm(config: TransformerConfig, heads: int) -> nn.Module | None:
+    if config.qk_norm == "layer":
+        return HeadNorm(heads, config.head_dim)
+    return RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm == "rms" else None
+
+
 class Block(nn.Module):
     """One pre-norm transformer block, cut in two at its attention."""
 
@@ -112,8 +124,7 @@ class Block(nn.Module):
         inner = config.heads * config.head_dim
         self.attention_norm = RMSNorm(config.width, config.norm_eps)
         self.qkv = Linear(config.width, inner + 2 * config.kv_heads * config.head_dim, bias=False)
-        self.query_norm = HeadNorm(config.heads, config.head_dim) if config.qk_norm else None
-        self.key_norm = HeadNorm(config.kv_heads, config.head_dim) if config.qk_norm else None
+        self.query_norm, self.key_norm = (_head_norm(config, heads) for heads in (self.heads, self.kv_heads))
         self.output = Linear(inner, config.width, bias=False)
         self.mlp_norm = RMSNorm(config.width, config.norm_eps)
         self.gate_up = Linear(config.width, 2 * config.hidden, bias=False)
@@ -211,7 +222,9 @@ def _block_slots(block: Block, norm_rows: int) -> dict[str, WeightSlot]:
     named = {f"{name}.weight": WeightSlot(weight) for name, weight in slots.items()}
     for name, norm in (("q_norm", block.query_norm), ("k_norm", block.key_norm)):
         for kind, weight in () if norm is None else norm.named_parameters():
-            named[f"self_attn.{name}.{kind}"] = _spread_rows(weight, norm_rows)
+            is_shared = weight.ndim == 1  # by all heads, here as in the file
+            slot = WeightSlot(weight) if is_shared else _spread_rows(weight, norm_rows)
+            named[f"self_attn.{name}.{kind}"] = slot
     return named
 
 

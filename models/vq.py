@@ -1,17 +1,17 @@
-"""The picture decoder that all three families share: from codes of a VQGAN to pixels.
+"""The picture decoder that all families share: from codes of a VQGAN to pixels.
 
 A codebook, a 1 x 1 convolution, and the convolutional decoder of taming-transformers (VQGAN, arXiv
 2012.09841). LlamaGen (arXiv 2406.06525) normalises the rows of the codebook to length one and
 attends to the whole picture at the lowest resolution, and Janus-Pro took its decoder over; Chameleon (arXiv
-2405.09818, section 2.1) does neither. The encoder is not needed and not here.
+2405.09818, section 2.1) does neither. Emu3.5 has the attention alone. Emu3 and Lumina-mGPT 2.0 have it, and
+norms that see the codes (`arkv.models.movq`). The encoder is not needed and not here.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from einops import rearrange
@@ -20,25 +20,24 @@ from torch.nn import functional as F
 from typing_extensions import Self
 
 from arkv.errors import NumericalError
+from arkv.models.movq import NORM_GROUPS, FirstFrame, PlainNorm, SpatialNorm
+from arkv.models.vq_names import Layout, file_name, slot_of
 from arkv.weights.checkpoint import WeightSlot
 
-Layout = Literal["llamagen", "transformers", "taming"]
-"""How a checkpoint names the tensors: LlamaGen and the original Janus; Janus in transformers; Chameleon."""
+Rounding = Literal["nearest", "even", "down"]
+"""How a family makes whole numbers of its colours: LlamaGen to the nearest, Lumina-mGPT 2.0 to the nearest
+and a half to the even one, the others downwards."""
 
-Rounding = Literal["nearest", "down"]
-"""How a family makes whole numbers of its colours: LlamaGen to the nearest, Janus and Chameleon downwards."""
-
-UNUSED = ("encoder.*", "quant_conv.*", "quantize.codebook_used", "loss.*")
+UNUSED = ("encoder.*", "quant_conv.*", "quantize.codebook_used", "loss.*", "*.num_batches_tracked")
 """Patterns of the tensors of a checkpoint that only its encoder and its training use."""
-
-NORM_GROUPS, NORM_EPS = 32, 1e-6
 
 MOST_LEVELS, MOST_BLOCKS, MOST_CHANNELS = 8, 64, 2**16
 """Bounds beyond all picture decoders there are: a file with other numbers is not built."""
 
-# The widest activations of a 1024 x 1024 picture are half a GiB each, and three of them are held.
-MAX_PIXELS = 1024 * 1024
-"""Pixels decoded at a time, whole pictures and at least one: bounds the memory, not the pictures."""
+# Half a GiB, and three of them are held.
+MOST_NUMBERS = 2**27
+"""Numbers in the widest activation of what is decoded at a time, whole pictures and at least one: bounds the
+memory, not the pictures."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +55,11 @@ class VQConfig:
         normalised: whether codes are scaled to length one.
         attention: whether there is attention after every block of the lowest resolution, and not only
             in the middle.
+        spatial: whether norms see the codes.
+        doublings: of the frames, for a decoder of films; its picture is the first frame. None for a decoder
+            of pictures.
+        mean: of the colours red, green and blue, on a scale from 0 to 1.
+        std: of the same: a colour is what the decoder says times this, plus the mean.
     """
 
     codes: int = 16384
@@ -66,6 +70,10 @@ class VQConfig:
     blocks: int = 3
     normalised: bool = True
     attention: bool = True
+    spatial: bool = False
+    doublings: int | None = None
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
 
     def __post_init__(self) -> None:
         numbers = (self.codes, self.code_dim, self.latent, self.channels, self.blocks, *self.multipliers)
@@ -78,11 +86,28 @@ class VQConfig:
             raise ValueError(
                 f"levels of {widths} channels: expected multiples of {NORM_GROUPS}, {MOST_CHANNELS} at most"
             )
+        if self.doublings is not None and (not 0 <= self.doublings <= MOST_LEVELS or not self.spatial):
+            raise ValueError(
+                f"{self.doublings} doublings of frames: expected {MOST_LEVELS} at most, and spatial norms"
+            )
+        if self.doublings is not None and self.code_dim != self.latent:
+            raise ValueError(
+                f"codes of {self.code_dim} numbers and {self.latent} channels: the same layers are for both"
+            )
 
     @property
     def scale(self) -> int:
         """Pixels along the side of one code."""
         return int(2 ** (len(self.multipliers) - 1))
+
+    @property
+    def widest(self) -> int:
+        """Channels at full resolution, at most: what is brought up there has those of the level below."""
+        return self.channels * max(self.multipliers[:2])
+
+    def norm(self, channels: int) -> nn.Module:
+        """One of the norms that the decoder has everywhere."""
+        return SpatialNorm(channels, self.code_dim) if self.spatial else PlainNorm(channels)
 
 
 VQ16 = VQConfig()
@@ -94,35 +119,43 @@ VQ8 = VQConfig(multipliers=(1, 2, 2, 4))
 CHAMELEON_VQ = VQConfig(codes=8192, code_dim=256, normalised=False, attention=False)
 """Chameleon's, which Lumina-mGPT draws with."""
 
+MOVQ = VQConfig(code_dim=4, latent=4, channels=256, multipliers=(1, 2, 2, 4), normalised=False, spatial=True)
+"""MoVQGAN's of 270 M parameters, encoder included, which Lumina-mGPT 2.0 draws with: 8 pixels a code."""
+
 
 class ResidualBlock(nn.Module):
     """Two times norm, swish and 3 x 3 convolution, added to the input."""
 
-    def __init__(self, channels: int, out: int) -> None:
+    def __init__(self, config: VQConfig, channels: int, out: int) -> None:
         super().__init__()
-        self.norm1, self.norm2 = group_norm(channels), group_norm(out)
+        self.norm1, self.norm2 = config.norm(channels), config.norm(out)
         self.conv1 = nn.Conv2d(channels, out, 3, padding=1)
         self.conv2 = nn.Conv2d(out, out, 3, padding=1)
         self.shortcut = nn.Conv2d(channels, out, 1) if channels != out else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`[pictures, channels, height, width]` to `[pictures, out, height, width]`."""
-        inner = self.conv1(F.silu(self.norm1(x)))
-        inner = self.conv2(F.silu(self.norm2(inner)))
+    def forward(self, x: Tensor, vectors: Tensor) -> Tensor:
+        """`[pictures, channels, height, width]` to `[pictures, out, height, width]`.
+
+        Args:
+            x: activations.
+            vectors: `[pictures, code_dim, rows, columns]` of the codes, for norms that look at them.
+        """
+        inner = self.conv1(F.silu(self.norm1(x, vectors)))
+        inner = self.conv2(F.silu(self.norm2(inner, vectors)))
         return inner + (x if self.shortcut is None else self.shortcut(x))
 
 
 class AttentionBlock(nn.Module):
     """Every place of the picture looks at every other, with one head; added to the input."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, config: VQConfig, channels: int) -> None:
         super().__init__()
-        self.norm = group_norm(channels)
+        self.norm = config.norm(channels)
         self.q, self.k, self.v, self.projection = (nn.Conv2d(channels, channels, 1) for _ in range(4))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`[pictures, channels, height, width]` to the same shape."""
-        normed = self.norm(x)
+    def forward(self, x: Tensor, vectors: Tensor) -> Tensor:
+        """`[pictures, channels, height, width]` to the same shape; `vectors` as for `ResidualBlock`."""
+        normed = self.norm(x, vectors)
         query, key, value = (
             rearrange(part(normed), "n c h w -> n (h w) c") for part in (self.q, self.k, self.v)
         )
@@ -133,18 +166,19 @@ class AttentionBlock(nn.Module):
 class Level(nn.Module):
     """The blocks of one resolution, and the step up to the next."""
 
-    def __init__(self, channels: int, out: int, blocks: int, attention: bool, last: bool) -> None:
+    def __init__(self, config: VQConfig, channels: int, out: int, attention: bool, last: bool) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(ResidualBlock(out if i else channels, out) for i in range(blocks))
-        self.attention = nn.ModuleList(AttentionBlock(out) for _ in range(blocks if attention else 0))
+        blocks = config.blocks
+        self.blocks = nn.ModuleList(ResidualBlock(config, out if i else channels, out) for i in range(blocks))
+        self.attention = nn.ModuleList(AttentionBlock(config, out) for _ in range(blocks if attention else 0))
         self.upsample = None if last else nn.Conv2d(out, out, 3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, vectors: Tensor) -> Tensor:
         """`[pictures, channels, height, width]` to `out` channels, twice the size but for the last level."""
         for i, block in enumerate(self.blocks):
-            x = block(x)
+            x = block(x, vectors)
             if self.attention:
-                x = self.attention[i](x)
+                x = self.attention[i](x, vectors)
         return x if self.upsample is None else self.upsample(F.interpolate(x, scale_factor=2.0))
 
 
@@ -154,30 +188,28 @@ class Decoder(nn.Module):
     def __init__(self, config: VQConfig) -> None:
         super().__init__()
         channels = [config.channels * multiplier for multiplier in reversed(config.multipliers)]
-        lowest = channels[0]
+        lowest, last = channels[0], len(channels) - 1
         self.conv_in = nn.Conv2d(config.latent, lowest, 3, padding=1)
-        self.middle = nn.Sequential(
-            ResidualBlock(lowest, lowest), AttentionBlock(lowest), ResidualBlock(lowest, lowest)
+        self.middle = nn.ModuleList(
+            [
+                ResidualBlock(config, lowest, lowest),
+                AttentionBlock(config, lowest),
+                ResidualBlock(config, lowest, lowest),
+            ]
         )
-        self.levels = nn.Sequential(
-            *(
-                Level(
-                    channels[max(i - 1, 0)],
-                    out,
-                    config.blocks,
-                    attention=config.attention and i == 0,
-                    last=i == len(channels) - 1,
-                )
-                for i, out in enumerate(channels)
-            )
+        self.levels = nn.ModuleList(
+            Level(config, channels[max(i - 1, 0)], out, config.attention and i == 0, i == last)
+            for i, out in enumerate(channels)
         )
-        self.norm_out = group_norm(channels[-1])
+        self.norm_out = config.norm(channels[-1])
         self.conv_out = nn.Conv2d(channels[-1], 3, 3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`[pictures, latent, rows, columns]` to `[pictures, 3, height, width]`."""
-        x = self.levels(self.middle(self.conv_in(x)))
-        return self.conv_out(F.silu(self.norm_out(x)))
+    def forward(self, x: Tensor, vectors: Tensor) -> Tensor:
+        """`[pictures, latent, rows, columns]` to `[pictures, 3, height, width]`; `vectors` as for blocks."""
+        x = self.conv_in(x)
+        for part in (*self.middle, *self.levels):
+            x = part(x, vectors)
+        return cast(Tensor, self.conv_out(F.silu(self.norm_out(x, vectors))))
 
 
 class VQDecoder(nn.Module):
@@ -187,7 +219,7 @@ class VQDecoder(nn.Module):
     and rounding them would be seen.
 
     Args:
-        config: the shape; `VQ16`, `VQ8` and `CHAMELEON_VQ` are the published ones.
+        config: the shape; `VQ16`, `VQ8`, `CHAMELEON_VQ` and `MOVQ` are published ones.
     """
 
     def __init__(self, config: VQConfig) -> None:
@@ -195,6 +227,10 @@ class VQDecoder(nn.Module):
         self.config = config
         self.codebook = nn.Embedding(config.codes, config.code_dim)
         self.post_quant = nn.Conv2d(config.code_dim, config.latent, 1)
+        doublings = config.doublings
+        self.first_frame = (
+            None if doublings is None else FirstFrame(config.latent, config.blocks - 1, doublings)
+        )
         self.decoder = Decoder(config)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -216,11 +252,15 @@ class VQDecoder(nn.Module):
         vectors = self.codebook(codes)
         if self.config.normalised:
             vectors = F.normalize(vectors, dim=-1)
-        return self.decoder(self.post_quant(rearrange(vectors, "n h w c -> n c h w")))
+        vectors = rearrange(vectors, "n h w c -> n c h w")
+        latent = self.post_quant(vectors)
+        if self.first_frame is not None:
+            latent, vectors = self.first_frame(latent), self.first_frame(vectors)
+        return self.decoder(latent, vectors)
 
     @torch.no_grad()
     def pixels(self, codes: Tensor, rounding: Rounding) -> Tensor:
-        """Draw any number of pictures, `MAX_PIXELS` at a time.
+        """Draw any number of pictures, as many at a time as `MOST_NUMBERS` has room for.
 
         Args:
             codes: int64 `[pictures, rows, columns]`, on any device.
@@ -232,9 +272,15 @@ class VQDecoder(nn.Module):
         Raises:
             NumericalError: a colour is NaN or infinite, which as a whole number would be black.
         """
-        size = codes.shape[1] * codes.shape[2] * self.config.scale**2
-        parts = codes.to(self.codebook.weight.device).split(max(1, MAX_PIXELS // size))
-        return torch.cat([to_uint8(_finite(self(part)), rounding).cpu() for part in parts])
+        size = codes.shape[1] * codes.shape[2] * self.config.scale**2 * self.config.widest
+        parts = codes.to(self.codebook.weight.device).split(max(1, MOST_NUMBERS // size))
+        return torch.cat([self._colours(_finite(self(part)), rounding).cpu() for part in parts])
+
+    def _colours(self, pixels: Tensor, rounding: Rounding) -> Tensor:
+        if (mean := self.config.mean) == (std := self.config.std) == (0.5, 0.5, 0.5):
+            return to_uint8(pixels, rounding)
+        scale, shift = (pixels.new_tensor(numbers)[:, None, None] for numbers in (std, mean))
+        return to_uint8((pixels * scale + shift) * 2 - 1, rounding)
 
     def weight_slots(self, layout: Layout, prefix: str = "") -> dict[str, WeightSlot]:
         """Where the tensors of a checkpoint go.
@@ -245,7 +291,7 @@ class VQDecoder(nn.Module):
         """
         levels = len(self.config.multipliers)
         return {
-            prefix + file_name(name, layout, levels): WeightSlot(weight)
+            prefix + file_name(name, layout, levels): slot_of(name, weight, layout)
             for name, weight in self.named_parameters()
         }
 
@@ -258,47 +304,18 @@ def _finite(pixels: Tensor) -> Tensor:
     return pixels
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
-    """The normalisation that VQGAN has everywhere."""
-    return nn.GroupNorm(NORM_GROUPS, channels, NORM_EPS)
-
-
 def to_uint8(pixels: Tensor, rounding: Rounding) -> Tensor:
     """Colours as whole numbers from 0 to 255.
 
     Args:
         pixels: float32 `[pictures, 3, height, width]`, -1 to 1; what is outside is clamped.
-        rounding: "nearest" as LlamaGen's sampling for evaluation has it, "down" as Janus and Lumina-mGPT.
+        rounding: "nearest" as LlamaGen's sampling for evaluation has it, "even" as Lumina-mGPT 2.0, "down" as
+            the others.
 
     Returns:
         uint8 `[pictures, height, width, 3]`.
     """
     scaled = pixels * 127.5 + 128 if rounding == "nearest" else (pixels + 1) / 2 * 255
+    if rounding == "even":
+        scaled = scaled.round()
     return rearrange(scaled.clamp(0, 255).to(torch.uint8), "n c h w -> n h w c")
-
-
-def file_name(name: str, layout: Layout, levels: int) -> str:
-    """The name of a parameter of `VQDecoder` in a checkpoint that decodes in so many levels."""
-    renames = {
-        r"^codebook": "quantize.embedding",
-        r"^post_quant": "post_quant_conv",
-        r"\.shortcut": ".nin_shortcut",
-        r"\.attention": ".attn",
-        r"\.projection": ".proj_out",
-        r"\.upsample": ".upsample.conv",
-    }
-    if layout == "llamagen":
-        renames |= {r"\.middle": ".mid", r"\.levels": ".conv_blocks", r"\.blocks": ".res"}
-    else:
-        renames |= {
-            r"\.middle\.0": ".mid.block_1",
-            r"\.middle\.1": ".mid.attn_1",
-            r"\.middle\.2": ".mid.block_2",
-            r"\.levels": ".up",
-            r"\.blocks": ".block",
-        }
-    for pattern, replacement in renames.items():
-        name = re.sub(pattern, replacement, name)
-    if layout == "taming":  # counts its levels from the highest resolution, and runs through them backwards
-        name = re.sub(r"(?<=\.up\.)\d+", lambda level: str(levels - 1 - int(level[0])), name)
-    return name

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 SHAPE_OPTIONS = ("source", "revision", "size", "weights")
 WEIGHT_OPTIONS = ("decoder", "vqgan", "text_encoder", "tokenizer", "lora")
+PROMPT_OPTIONS = ("negative_prompt", "suffix")
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 WeightDtype = Literal["int8", "int4"]
@@ -46,7 +47,7 @@ class ShapeOptions:
     size: Size | None = option(
         default=None,
         metavar="WIDTHxHEIGHT",
-        help="of the pictures, for models of several shapes: Lumina-mGPT (default: the square)",
+        help="of the pictures, for models of several shapes: Lumina-mGPT, Emu3 (default: the square)",
     )
     weights: WeightDtype | None = option(
         default=None, help="store the weights of the blocks in eight or four bits (default: as --dtype says)"
@@ -112,7 +113,9 @@ class ShapeOptions:
         return told or None
 
     def _given(self) -> dict[str, Any]:
-        values = {name: getattr(self, name, None) for name in (*SHAPE_OPTIONS, *WEIGHT_OPTIONS)}
+        values = {
+            name: getattr(self, name, None) for name in (*SHAPE_OPTIONS, *WEIGHT_OPTIONS, *PROMPT_OPTIONS)
+        }
         return {name: value for name, value in values.items() if value is not None}
 
 
@@ -125,7 +128,7 @@ class ModelOptions(ShapeOptions):
     decoder: Place | None = option(
         default=None,
         metavar="PLACE",
-        help="weights of the picture decoder: LlamaGen (default: beside the model's)",
+        help="weights of the picture decoder: LlamaGen, Emu3 (default: beside the model's)",
     )
     vqgan: Place | None = option(
         default=None,
@@ -146,6 +149,16 @@ class ModelOptions(ShapeOptions):
         default=None,
         metavar="PLACE",
         help="folder or repository of a LoRA adapter to merge into the weights",
+    )
+    negative_prompt: str | None = option(
+        default=None,
+        metavar="TEXT",
+        help="what the unconditional rows say: Emu3 (default: what its authors have there)",
+    )
+    suffix: str | None = option(
+        default=None,
+        metavar="TEXT",
+        help="put behind every prompt: Emu3 (default: its authors' words for quality)",
     )
     random_weights: bool = option(
         default=False,

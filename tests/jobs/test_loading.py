@@ -37,7 +37,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
 
 FLAGS = [
     *("--source", "my/finetuned", "--revision", "v2", "--size", "1024x576", "--decoder", "vq.pt"),
-    *("--vqgan", "vqgan.ckpt", "--text-encoder", "t5", "--tokenizer", "words", "--random-weights"),
+    *("--vqgan", "vqgan.ckpt", "--text-encoder", "t5", "--tokenizer", "words"),
+    *("--negative-prompt", "", "--suffix", ", painted", "--random-weights"),
     *("--weights", "int4", "--lora", "my/adapter"),
 ]
 OPTIONS = {
@@ -48,6 +49,8 @@ OPTIONS = {
     "vqgan": "vqgan.ckpt",
     "text_encoder": "t5",
     "tokenizer": "words",
+    "negative_prompt": "",
+    "suffix": ", painted",
     "random_weights": True,
     "weights": "int4",
     "lora": "my/adapter",

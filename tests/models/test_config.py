@@ -10,6 +10,8 @@ import pytest
 
 from arkv.errors import CheckpointError
 from arkv.models.config import Section, llama_shape, rope_theta
+from arkv.models.emu3_checkpoint import EMU3_GEN, EMU3_STAGE1
+from arkv.models.emu3_checkpoint import read_variant as read_emu3
 from arkv.models.janus import JanusPro
 from arkv.models.janus_checkpoint import JANUS_PRO_1B, JANUS_PRO_7B, read_variant
 from arkv.models.lumina_checkpoint import LUMINA_7B_768, code_name, size_name
@@ -67,7 +69,25 @@ def lumina(folder: Path, **changes: Any) -> Path:
     return write(folder, {"model_type": "chameleon", "vocabulary_map": ids, "z_loss_weight": 1e-5} | changes)
 
 
+EMU3: dict[str, Any] = {"vocab_size": 184622, "max_position_embeddings": 9216, "attention_dropout": 0.1}
+
+
+def emu3(folder: Path, **changes: Any) -> Path:
+    ids = {
+        f"{name}_token_id": 151840 + i for i, name in enumerate(("eol", "bos", "img", "boi", "eoi", "eof"))
+    }
+    config = {"model_type": "Emu3", "image_area": 518400, "auto_map": {}, "pretraining_tp": 1}
+    return write(folder, config | EMU3 | ids | changes)
+
+
+def emu3_hf(folder: Path, **changes: Any) -> Path:
+    text = EMU3 | {"model_type": "emu3_text_model"} | changes
+    return write(folder, {"model_type": "emu3", "text_config": text, "vq_config": {}, "image_token_id": 7})
+
+
 READERS: dict[str, Any] = {
+    "emu3": (emu3, read_emu3),
+    "emu3-transformers": (emu3_hf, lambda folder: read_emu3(folder, EMU3_GEN)),
     "janus": (janus, read_variant),
     "lumina": (lumina, lambda folder: read_lumina(folder, LUMINA_7B_768)),
 }
@@ -256,6 +276,9 @@ def test_published_configurations_are_taken_whole(tmp_path: Path) -> None:
     )
     del chameleon["vocabulary_map"]
     assert read_lumina(lumina(tmp_path, **chameleon), LUMINA_7B_768) == LUMINA_7B_768
+    emu = json.loads(transformers.Emu3Config(vocabulary_map={}).to_json_string(use_diff=False))
+    assert read_emu3(write(tmp_path, emu), EMU3_GEN) == (EMU3_GEN, "transformers")
+    assert read_emu3(emu3(tmp_path, image_area=262144)) == (EMU3_STAGE1, "baai")
     llama = json.loads(transformers.LlamaConfig().to_json_string(use_diff=False))
     shape, words, theta = llama_shape(Section(llama, "x"), 7)
     assert (shape.layers, shape.width, shape.head_dim, words, theta) == (32, 4096, 128, 32000, 10000.0)

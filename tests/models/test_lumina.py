@@ -144,7 +144,8 @@ def interleaved(model: LuminaMGPT, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def width_first(model: LuminaMGPT, monkeypatch: pytest.MonkeyPatch) -> None:
-    model.image = [model.image[0], model.image[2], model.image[1]]
+    separator, start, height, width = model.form.header
+    model.form = replace(model.form, header=(separator, start, width, height))
 
 
 def padding_seen(model: LuminaMGPT, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -454,7 +455,7 @@ def test_published_models(variant: LuminaVariant, count: int, visual: int) -> No
 def test_sizes_other_than_the_square() -> None:
     model = LuminaMGPT768.from_pretrained(device="meta", size=(1024, 576))
     assert (model.spec.grid.rows, model.spec.grid.columns) == (72 // 2, 64)
-    assert model.image == [8197, 8804 + 18, 8804 + 32]
+    assert model.form.unconditional == (8197, 8804 + 18, 8804 + 32)
     with pytest.raises(ArkvError, match=r"\(768, 768\)"):
         LuminaMGPT768.from_pretrained(device="meta", size=(770, 768))
     with pytest.raises(ArkvError, match="expected width and height"):

@@ -128,7 +128,7 @@ def test_the_weights_are_few_and_known() -> None:
 
 @torch.inference_mode()
 def test_queries_and_keys_are_normalised_head_by_head_before_they_are_rotated() -> None:
-    block, (hidden, rotation) = make(replace(CONFIG, qk_norm=True)).blocks[0], inputs()
+    block, (hidden, rotation) = make(replace(CONFIG, qk_norm="layer")).blocks[0], inputs()
     plain = Block(CONFIG).eval()
     plain.load_state_dict(block.state_dict(), strict=False)
     still = torch.cat([torch.ones(1, 9, 4), torch.zeros(1, 9, 4)], -1)
@@ -146,7 +146,7 @@ def test_queries_and_keys_are_normalised_head_by_head_before_they_are_rotated() 
 
 
 def test_norms_of_queries_and_keys_are_weights_only_where_asked_for() -> None:
-    names = {name for name, _ in Block(replace(CONFIG, qk_norm=True)).named_parameters()}
+    names = {name for name, _ in Block(replace(CONFIG, qk_norm="layer")).named_parameters()}
     extra = names - {name for name, _ in Block(CONFIG).named_parameters()}
     assert extra == {f"{norm}.{kind}" for norm in ("query_norm", "key_norm") for kind in ("weight", "bias")}
 
@@ -175,7 +175,7 @@ def test_llama_in_transformers_is_this_transformer(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rows", [1, 2, 4])
 def test_norms_that_heads_share_in_a_checkpoint_are_spread(rows: int, tmp_path: Path) -> None:
-    transformer = Transformer(TransformerConfig(1, 16, 4, 4, 8, 24, qk_norm=True))
+    transformer = Transformer(TransformerConfig(1, 16, 4, 4, 8, 24, qk_norm="layer"))
     slots = transformer.weight_slots("", rows)
     state = {name: torch.randn(slot.wanted) for name, slot in slots.items()}
     assert state["layers.0.self_attn.q_norm.weight"].shape == (rows, 8)

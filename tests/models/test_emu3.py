@@ -1,0 +1,476 @@
+import itertools
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+from emu3_files import (
+    CODES,
+    DATA,
+    VQ,
+    WIDE,
+    TinyEmu3,
+    config_of,
+    facts,
+    tensors,
+    tiny,
+    tokens,
+    write_decoder,
+    write_emu3,
+    write_words,
+)
+from safetensors.torch import load_file, save_file
+from tiny import build
+from torch import Tensor
+
+from arkv import Decoder, load_model
+from arkv.errors import ArkvError, CheckpointError, PromptError
+from arkv.model import Condition
+from arkv.models import transformer as transformer_file
+from arkv.models.emu3 import Emu3, Emu3Gen, Emu3Stage1
+from arkv.models.emu3_checkpoint import (
+    EMU3_GEN,
+    NEGATIVE_IDS,
+    NEGATIVE_PROMPT,
+    SUFFIX,
+    VARIANTS,
+    Emu3Variant,
+)
+from arkv.models.transformer import Block
+from arkv.registry import load_class, load_policy, names
+from arkv.weights.checkpoint import load_weights_
+
+ROWS, LINE = 2, 4
+
+
+def golden_model() -> Emu3:
+    model = Emu3(tiny(), WIDE).eval()
+    for case, slots in (("emu3", model.weight_slots()), ("emu3_vq", model.vq.weight_slots("emu3"))):
+        named = {f"weights.{name}": slot for name, slot in slots.items()}
+        load_weights_(
+            named, [DATA / f"{case}.safetensors"], ["inputs.*", "expected.*", "*num_batches_tracked"]
+        )
+    return model
+
+
+def golden_prompts() -> list[list[int]]:
+    """The text of the reference's prompts."""
+    ids, mask = tensors()["inputs.text_ids"], tensors()["inputs.text_mask"].bool()
+    return [row[here].tolist() for row, here in zip(ids, mask, strict=True)]
+
+
+def as_visual(ids: Tensor) -> Tensor:
+    """Ids of the common vocabulary to visual tokens; what follows the last line is left out."""
+    ids = ids[:, : ROWS * LINE]
+    return torch.where(ids == tokens().line_end, CODES, ids - tokens().first_code)
+
+
+def columns() -> list[int]:
+    """Ids in the common vocabulary of the visual tokens."""
+    return [*range(tokens().first_code, tokens().first_code + CODES), tokens().line_end]
+
+
+def deviations(model: Emu3) -> dict[str, float]:
+    """By row kind, how far the logits are from the reference's where a token is allowed."""
+    forced = as_visual(tensors()["inputs.forced_tokens"])
+    scale = facts()["settings"]["cfg_scale"]
+    found = Decoder(model, build("full", 0)).teacher_force(golden_prompts(), forced, scale)
+    allowed = tensors()["expected.allowed_mask"][: ROWS * LINE, columns()]
+    rows = {"cond": found.raw[:2], "uncond": found.raw[2:], "guided": found.guided}
+    result = {}
+    for name, logits in rows.items():
+        assert torch.equal(logits.isfinite(), allowed.expand_as(logits))
+        expected = tensors()[f"expected.logits_{name}"][:, : ROWS * LINE, columns()]
+        result[f"expected.logits_{name}"] = (logits - expected)[:, allowed].abs().max().item()
+    return result
+
+
+def test_logits_are_those_of_the_reference() -> None:
+    """Prompts of two lengths and a negative prompt of a third in one batch; the reference had each alone."""
+    tolerance = facts()["tolerance"]["values"]
+    for name, error in deviations(golden_model()).items():
+        assert error <= tolerance[name], name
+
+
+def test_greedy_tokens_and_pixels_are_those_of_the_reference() -> None:
+    model = golden_model()
+    result = Decoder(model, build("full", 0)).generate(
+        golden_prompts(), guidance=facts()["settings"]["cfg_scale"], temperature=0
+    )
+    assert torch.equal(result.tokens, as_visual(tensors()["expected.greedy_tokens"]))
+    codes = result.tokens.view(2, ROWS, LINE)[:, :, :-1]
+    assert torch.equal(codes, tensors()["expected.greedy_codes"])
+    pixels = tensors("emu3_vq")["expected.pixels_greedy"]
+    expected = ((pixels * 0.5 + 0.5) * 255).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+    found = model.pixels(result.tokens)
+    assert (found.int() - expected.int()).abs().max() <= 1  # where a colour is next to a whole number
+    assert (found != expected).float().mean() < 0.01
+
+
+def tiled(model: Emu3) -> None:
+    for block in cast("list[Block]", model.blocks):
+        query = block.qkv.weight.data[:64]
+        query.copy_(query.view(4, 16, 64)[[0, 2, 1, 3]].flatten(0, 1).clone())
+        output = block.output.weight.data
+        output.copy_(output.view(64, 4, 16)[:, [0, 2, 1, 3]].flatten(1).clone())
+
+
+def smaller_epsilon(model: Emu3) -> None:
+    for module in model.modules():
+        if isinstance(module, transformer_file.RMSNorm):
+            module.eps = 1e-6
+
+
+def padding_seen(model: Emu3) -> None:
+    condition = model.condition
+
+    def unmasked(prompts: list[Any], guided: bool) -> Condition:
+        made = condition(prompts, guided)
+        return replace(made, mask=torch.ones_like(made.mask))
+
+    model.condition = unmasked  # type: ignore[method-assign, assignment]
+
+
+def form(**changes: Callable[[Any], Any]) -> Callable[[Emu3], None]:
+    """A model with other rows: fields of its form, each made of what it is."""
+
+    def change(model: Emu3) -> None:
+        made = {name: tuple(make(getattr(model.form, name))) for name, make in changes.items()}
+        model.form = replace(model.form, **made)
+
+    return change
+
+
+WRONG: dict[str, tuple[Callable[[Emu3], None], str]] = {
+    "another base": (lambda model: setattr(model, "rope_theta", 1e4), "cond"),
+    "heads tiled": (tiled, "cond"),
+    "smaller epsilon": (smaller_epsilon, "cond"),
+    "padding seen": (padding_seen, "cond"),
+    "width first": (form(header=lambda h: (h[0], h[3], h[2], h[1], h[4])), "cond"),
+    "no image token": (form(header=lambda h: h[:-1]), "cond"),
+    "negative prompt empty": (form(unconditional=lambda row: (row[0], *row[-5:])), "uncond"),
+    "negative prompt cut": (form(unconditional=lambda row: (*row[:-6], *row[-5:])), "uncond"),
+    "no begin": (form(unconditional=lambda row: row[1:]), "uncond"),
+    "header only": (form(unconditional=lambda row: row[-5:]), "uncond"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_wrong_models_are_told_apart(wrong: str) -> None:
+    model = golden_model()
+    spoil, kind = WRONG[wrong]
+    spoil(model)
+    tolerance = facts()["tolerance"]["values"][f"expected.logits_{kind}"]
+    assert deviations(model)[f"expected.logits_{kind}"] > 100 * tolerance
+
+
+def test_a_prompt_gives_the_same_alone_and_in_a_batch() -> None:
+    decoder, prompts = Decoder(golden_model(), build("full", 0)), golden_prompts()
+    forced = as_visual(tensors()["inputs.forced_tokens"])
+    together = decoder.teacher_force(prompts, forced, 3.0)
+    drawn = decoder.generate(prompts, seeds=[5, 6])
+    for i, prompt in enumerate(prompts):
+        alone = decoder.teacher_force([prompt], forced[[i]], 3.0)
+        torch.testing.assert_close(alone.raw, together.raw[[i, 2 + i]], atol=1e-4, rtol=1e-4)
+        assert torch.equal(decoder.generate([prompt], seeds=[5 + i]).tokens, drawn.tokens[[i]])
+    assert ((drawn.tokens == CODES) == (torch.arange(ROWS * LINE) % LINE == LINE - 1)).all()
+
+
+# SSD needs to be told of the heads.
+@pytest.mark.parametrize("policy", [entry.name for entry in names("policy") if entry.name != "ssd"])
+def test_every_policy_with_room_for_all_gives_the_tokens_of_the_full_cache(policy: str) -> None:
+    model, prompts = golden_model(), golden_prompts()
+    full = Decoder(model, build("full", 0)).generate(prompts).tokens
+    assert torch.equal(Decoder(model, build(policy, model.spec.grid.tokens)).generate(prompts).tokens, full)
+
+
+# Against transformers' own class, which is given the golden weights.
+
+
+@pytest.fixture(scope="module")
+def hugging_face(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    """The model in transformers, and its checkpoint as transformers saves it."""
+    from transformers import Emu3Config, Emu3ForConditionalGeneration
+
+    ids = {f"text{i}": i for i in range(40)} | {"<|im_start|>": 41, "<|im_end|>": 42, "<image>": 43}
+    ids |= {"<|endoftext|>": 40, "<|image token|>": 49, "<|image start|>": 50, "<|image end|>": 51}
+    ids |= {f"<|extra_{200 + i}|>": 44 + i for i in range(5)}
+    ids |= {f"<|visual token {code:06d}|>": 52 + code for code in range(CODES)}
+    said = facts()["config"]["hf_config"]
+    text = {name: value for name, value in said.items() if name.split("_")[-1] in ("size", "layers", "heads")}
+    text |= {"rms_norm_eps": 1e-5, "pad_token_id": 40, "bos_token_id": 47, "eos_token_id": 48}
+    vq = {"codebook_size": CODES, "base_channels": 32, "channel_multiplier": [1, 1, 2], "num_res_blocks": 1}
+    vq |= {"attn_resolutions": [2], "hidden_size": 64}
+    reference = Emu3ForConditionalGeneration(
+        Emu3Config(text_config=text, vq_config=vq, vocabulary_map=ids)
+    ).eval()
+    state = reference.state_dict()
+    words = {n.removeprefix("weights."): x for n, x in tensors().items() if n.startswith("weights.")}
+    names_here = {n: n.replace("model.", "model.text_model.", 1) for n in words}
+    state |= {names_here[name]: tensor for name, tensor in words.items()}
+    # The names of the picture decoder are checked by what comes out: a wrong one would stay as it was drawn.
+    slots = Emu3(tiny(), WIDE).vq
+    theirs, ours = (slots.weight_slots(layout) for layout in ("emu3-transformers", "emu3"))  # type: ignore[arg-type]
+    for (new, slot), old in zip(theirs.items(), ours, strict=True):
+        state[f"model.vqmodel.{new}"] = tensors("emu3_vq")[f"weights.{old}"].reshape(slot.wanted)
+    reference.load_state_dict(state)
+    folder = tmp_path_factory.mktemp("emu3-hf")
+    reference.save_pretrained(folder)
+    write_words(folder / "tokenizer.json", ids)
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps({"image_mean": [0.5] * 3, "image_std": [0.5] * 3})
+    )
+    return reference, folder
+
+
+@torch.no_grad()
+def test_transformers_gives_the_same_logits_and_pixels(hugging_face: tuple[Any, Path]) -> None:
+    reference, folder = hugging_face
+    model = TinyEmu3.from_pretrained(folder, size=WIDE, negative_prompt=list(tiny().negative))
+    assert max(deviations(model).values()) < 1e-3
+    forced = tensors()["inputs.forced_tokens"]
+    for row, (ids, mask) in enumerate(
+        zip(tensors()["inputs.cond_ids"], tensors()["inputs.cond_mask"].bool(), strict=True)
+    ):
+        context = ids[mask].tolist()
+        assert context == model.form.row(golden_prompts()[row])
+        whole = torch.tensor([[*context, *forced[row, :-1].tolist()]])
+        logits = reference(whole).logits[0, len(context) - 1 :]
+        torch.testing.assert_close(logits, tensors()["expected.logits_cond"][row], atol=1e-4, rtol=0)
+    for name in ("wide", "tall"):
+        codes = tensors("emu3_vq")[f"inputs.codes_{name}"]
+        torch.testing.assert_close(
+            reference.model.vqmodel.decode(codes),
+            tensors("emu3_vq")[f"expected.pixels_{name}"],
+            atol=3e-4,
+            rtol=0,
+        )
+        torch.testing.assert_close(model.vq(codes), reference.model.vqmodel.decode(codes), atol=3e-4, rtol=0)
+
+
+def test_the_names_that_the_model_has_in_transformers_now_load_too(
+    hugging_face: tuple[Any, Path], tmp_path: Path
+) -> None:
+    """What `save_pretrained` writes has the names of older versions, whatever the model's own names are."""
+    reference, folder = hugging_face
+    saved, own = load_file(folder / "model.safetensors"), reference.state_dict()
+    assert {"text_model.lm_head.weight", "vqmodel.decoder.conv_in.bias"} <= saved.keys()
+    assert {"lm_head.weight", "model.vqmodel.decoder.conv_in.bias"} <= own.keys()
+    save_file({name: tensor.contiguous() for name, tensor in own.items()}, tmp_path / "model.safetensors")
+    for name in ("config.json", "tokenizer.json"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    found, wanted = (TinyEmu3.from_pretrained(path, size=WIDE) for path in (tmp_path, folder))
+    for (name, weight), other in zip(found.named_parameters(), wanted.parameters(), strict=True):
+        assert torch.equal(weight, other), name
+    with pytest.raises(CheckpointError, match="leave out decoder"):
+        TinyEmu3.from_pretrained(folder, decoder=tmp_path)
+
+
+# Checkpoints as BAAI publishes them.
+
+
+class OfRanks(Emu3):
+    """The tiny model with the vocabulary of the tiny file of ranks."""
+
+    variant = tiny(vocabulary=256 + 7 + 208 + 3 + CODES)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_emu3(tmp_path)
+    return tmp_path
+
+
+def spelled(model: Emu3, row: list[int]) -> str:
+    assert model.tokenizer is not None
+    return cast(str, model.tokenizer.decode(row, skip_special_tokens=False))
+
+
+def test_a_checkpoint_and_its_picture_decoder_are_read_whole(folder: Path) -> None:
+    model = OfRanks.from_pretrained(folder, size=WIDE, dtype=torch.bfloat16)
+    weights = load_file(folder / "model.safetensors")
+    assert torch.equal(model.embedding.weight, weights["model.embed_tokens.weight"].bfloat16())
+    kept = [*range(model.form.first_code, model.form.first_code + CODES), model.form.line_end]
+    assert torch.equal(model.output.weight, weights["lm_head.weight"][kept].bfloat16())
+    codes = tensors("emu3_vq")["inputs.forced_codes"]
+    torch.testing.assert_close(
+        model.vq(codes), tensors("emu3_vq")["expected.pixels_forced"], atol=3e-4, rtol=0
+    )
+
+
+def test_rows_are_prompt_quality_and_size_and_a_negative_prompt_in_the_same_frame(folder: Path) -> None:
+    model = OfRanks.from_pretrained(folder, size=WIDE)
+    frame = "<|extra_203|>{}<|image start|>2*3<|image token|>"
+    row = model.form.row(model._text("a red bus"))
+    assert spelled(model, row) == frame.format("a red bus" + SUFFIX)
+    assert spelled(model, list(model.form.unconditional)) == frame.format(NEGATIVE_PROMPT)
+    condition = model.condition(["a red bus", "bus"], guided=True)
+    lengths = condition.mask.sum(1).tolist()
+    assert lengths[2] == lengths[3] == len(model.form.unconditional) == condition.mask.shape[1] > lengths[0]
+    assert torch.equal(condition.rotation[2, 0], condition.rotation[0, -lengths[0] - ROWS * LINE])
+    other = OfRanks.from_pretrained(folder, size=WIDE, negative_prompt="", suffix="!")
+    assert spelled(other, list(other.form.unconditional)) == frame.format("")
+    assert spelled(other, other.form.row(other._text("bus"))) == frame.format("bus!")
+    for bad in ("<|image token|>", [model.form.line_end], "bus " * 600, 7):
+        with pytest.raises(PromptError, match=r"prompt .* (not text|is none)"):
+            OfRanks.from_pretrained(folder, size=WIDE, negative_prompt=bad)  # type: ignore[arg-type]
+    with pytest.raises(PromptError, match="no tokenizer"):
+        Emu3(tiny(), WIDE, negative_prompt="a text")
+
+
+def test_prompts_that_cannot_be_taken(folder: Path) -> None:
+    model = OfRanks.from_pretrained(folder, size=WIDE)
+    model.check_prompts([*model.example_prompts(3, 0), "", [1, 2]])
+    for prompt, said in [
+        ("a <|image start|>2*3<|image token|>", "not text"),
+        ("<|visual token 000003|>", "not text"),
+        ("bus " * 600, "at most 512"),
+        ([model.form.first_code], "not text"),
+        ([10**6], "token ids from 0"),
+        (7, "neither a text"),
+    ]:
+        with pytest.raises(PromptError, match=said):
+            model.check_prompts([prompt])
+
+
+def edit(folder: Path, **changes: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+DAMAGE: dict[str, Callable[[Path], Any]] = {
+    "model_type 'llama'": lambda f: edit(f, model_type="llama"),
+    "vocabulary of 282926": lambda f: edit(f, vocab_size=282926),
+    "tie_word_embeddings is True": lambda f: edit(f, tie_word_embeddings=True),
+    "layers of width 64": lambda f: edit(f, num_hidden_layers=3),
+    "pictures of 518400 pixels": lambda f: edit(f, image_area=518400),
+    "sliding_window is 7": lambda f: edit(f, sliding_window=7),
+    "has no emu3_vision_tokens.txt": lambda f: (f / "emu3_vision_tokens.txt").unlink(),
+    "has no tokenizer": lambda f: (f / "emu3.tiktoken").unlink(),
+    "no file of ranks: line 1": lambda f: (f / "emu3.tiktoken").write_text("?? 0\n"),
+    "ranks are not the numbers": lambda f: (f / "emu3.tiktoken").write_text("IQ== 0\n"),
+    "no token <|image start|>": lambda f: (f / "emu3_vision_tokens.txt").write_text("<|image token|>\n"),
+    "more picture codes than the 48": lambda f: (f / "emu3_vision_tokens.txt").write_text(
+        (f / "emu3_vision_tokens.txt").read_text() + "<|visual token 000048|>\n"
+    ),
+    "draws 24 codes": lambda f: edit(f / "Emu3-VisionTokenizer", codebook_size=24),
+    "attn_resolutions is [1]": lambda f: edit(f / "Emu3-VisionTokenizer", attn_resolutions=[1]),
+    "model_type is 'vqgan'": lambda f: edit(f / "Emu3-VisionTokenizer", model_type="vqgan"),
+    "no weights": lambda f: (f / "model.safetensors").unlink(),
+    "damaged": lambda f: (f / "model.safetensors").write_bytes(b"short"),
+    "q_norm.weight": lambda f: save_file(
+        load_file(f / "model.safetensors") | {"model.layers.0.self_attn.q_norm.weight": torch.ones(16)},
+        f / "model.safetensors",
+    ),
+}
+
+
+@pytest.mark.parametrize("said", DAMAGE)
+def test_what_is_wrong_with_a_checkpoint_is_said(said: str, folder: Path) -> None:
+    DAMAGE[said](folder)
+    with pytest.raises(CheckpointError) as caught:
+        OfRanks.from_pretrained(folder, size=WIDE)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_picture_decoder_may_lie_elsewhere_and_says_its_colours(folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "elsewhere"
+    write_decoder(other, mean=0.25)
+    dark = OfRanks.from_pretrained(folder, size=WIDE, decoder=other / "model.safetensors")
+    usual = OfRanks.from_pretrained(folder, size=WIDE)
+    tokens_ = torch.randint(CODES, (1, ROWS * LINE), generator=torch.Generator().manual_seed(0))
+    lost = usual.pixels(tokens_).int() - dark.pixels(tokens_).int()
+    inside = (dark.pixels(tokens_) > 0) & (usual.pixels(tokens_) < 255)
+    assert inside.any()
+    assert lost[inside].sub(64).abs().max() <= 1
+    (other / "preprocessor_config.json").write_text(json.dumps({"image_mean": [1, 2]}))
+    with pytest.raises(CheckpointError, match="expected three numbers"):
+        OfRanks.from_pretrained(folder, size=WIDE, decoder=other)
+
+
+def published(folder: Path, **changes: Any) -> Path:
+    """The configuration of a published model, as much of it as matters."""
+    folder.mkdir(exist_ok=True)
+    config = config_of(184622, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32)
+    config |= {"num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 9216}
+    (folder / "config.json").write_text(json.dumps(config | {"image_area": 518400} | changes))
+    return folder
+
+
+def test_which_model_it_is_is_in_its_configuration(tmp_path: Path) -> None:
+    assert type(load_model(published(tmp_path / "x"), device="meta")) is Emu3Gen
+    stage = published(tmp_path / "Emu3-Gen", image_area=262144)
+    assert type(load_model(stage, device="meta")) is Emu3Stage1
+    assert Emu3.from_pretrained(stage, device="meta").spec.name == "emu3-stage1"
+    with pytest.raises(CheckpointError, match="it is not emu3-gen"):
+        load_model("emu3-gen", source=stage, device="meta")
+    chat = published(tmp_path / "chat", image_area=262144, max_position_embeddings=131072)
+    with pytest.raises(CheckpointError, match="may be Emu3-Chat"):
+        load_model(chat, device="meta")
+    silent = published(tmp_path / "silent", image_area=None)
+    with pytest.raises(CheckpointError, match=r"may be any of emu3-gen, emu3-stage1"):
+        load_model(silent, device="meta")
+    assert load_model("emu3-gen", source=silent, device="meta").spec.grid.tokens == 8190
+    assert Emu3Gen.recognises("BAAI/Emu3-Gen-hf")
+    assert not Emu3Gen.recognises("BAAI/Emu3-Stage1")
+
+
+@pytest.mark.parametrize(
+    ("variant", "tokens_", "count"), [(VARIANTS[0], 8190, 271), (VARIANTS[1], 4160, 193)]
+)
+def test_published_models(variant: Emu3Variant, tokens_: int, count: int) -> None:
+    with torch.device("meta"):
+        model = Emu3(variant)
+    assert model.spec.grid.tokens == tokens_
+    assert model.spec.max_condition == 512 + 1 + 7
+    slots = model.weight_slots()
+    assert len(slots) == 3 + 32 * 9
+    assert sum(torch.Size(slot.wanted).numel() for slot in slots.values()) == 8_492_011_520
+    assert sum(w.numel() for w in model.vq.parameters()) == 161_250_255
+    assert len(model.vq.weight_slots("emu3")) == len(set(model.vq.weight_slots("emu3-transformers")))
+    assert len(model.form.unconditional) == 1 + 44 + 7
+    assert len(NEGATIVE_IDS) == 44
+    assert len(variant.sizes) == count
+    assert load_class("model", variant.name).variant == variant
+
+
+def test_sizes_are_those_of_the_authors_rule() -> None:
+    for variant in VARIANTS:
+        for wide, high in itertools.product(range(1, 31), repeat=2):
+            if max(wide, high) <= 3.9 * min(wide, high):
+                unit = (variant.area / (wide * high)) ** 0.5
+                size = (round(wide * unit / 8) * 8, round(high * unit / 8) * 8)
+                assert size in variant.sizes
+        for width, height in variant.sizes[::9]:  # each comes of some ratio
+            ratios = [width / height * 1.0004**step for step in range(-60, 61)]
+            sides = {
+                (8 * round((variant.area * r) ** 0.5 / 8), 8 * round((variant.area / r) ** 0.5 / 8))
+                for r in ratios
+            }
+            assert (width, height) in sides
+    wide_model = Emu3Gen.from_pretrained(device="meta", size=(960, 544))
+    assert (wide_model.spec.grid.rows, wide_model.spec.grid.columns) == (68, 120)
+    # 21 23 9 16 17 15: "68*120" in the published vocabulary.
+    assert wide_model.form.header == (151852, 21, 23, 9, 16, 17, 15, 151851)
+    with pytest.raises(ArkvError, match=r"\(720, 720\)"):
+        Emu3Gen.from_pretrained(device="meta", size=(724, 720))
+
+
+@pytest.mark.slow
+def test_a_whole_picture_at_full_width() -> None:
+    """One layer of the published shape, all heads, the whole vocabulary and raster, random weights."""
+    model = Emu3(
+        replace(EMU3_GEN, transformer=replace(EMU3_GEN.transformer, layers=1), vq=replace(VQ, codes=32768))
+    )
+    if torch.cuda.is_available():
+        model = model.to("cuda", torch.bfloat16)
+    # A second row takes a CPU more than twice the time, and guidance is tested at small sizes.
+    decoder = Decoder(model, load_policy("linear", ratio="1/8"))
+    result = decoder.generate([[20_000] * 20], seeds=[1], guidance=1.0)
+    assert result.images[0].size == (360, 360)  # 4 pixels a code
+    assert ((result.tokens == 32768) == (torch.arange(8190) % 91 == 90)).all()
+    assert result.stats.kv_bytes < result.stats.full_kv_bytes / 6
