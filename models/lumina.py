@@ -29,8 +29,8 @@ from arkv.models.lumina_checkpoint import (
     VQGAN_FILE,
     WEIGHT_FILES,
     LuminaVariant,
+    chameleon_version,
     find_vqgan,
-    is_chameleon,
     norm_rows,
     read_variant,
     tokenizer_for,
@@ -202,7 +202,7 @@ class LuminaMGPT(OneVocabulary):
         if cls.variant is not None and source == cls.variant.repository:
             return True
         folder = place(source)
-        if not is_chameleon(folder):
+        if chameleon_version(folder) != 1:
             return False
         read_variant(folder, cls.variant or VARIANTS[0])
         return True

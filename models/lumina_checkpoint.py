@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from arkv.errors import CheckpointError
 from arkv.models.config import MOST_TOKENS, Section, check_attention, rope_theta
 from arkv.models.pretrained import CONFIG_FILE, read_tokenizer
+from arkv.models.sizes import Size
 from arkv.models.transformer import TransformerConfig
 from arkv.models.vq import CHAMELEON_VQ, VQConfig
 from arkv.weights.files import is_file, place, read_config
@@ -149,19 +150,27 @@ class LuminaVariant:
     rope_theta: float = ROPE_THETA
 
     @property
-    def sizes(self) -> list[tuple[int, int]]:
-        """Width and height in pixels of every picture that the model was trained for, the widest first.
+    def sizes(self) -> list[Size]:
+        """Width and height in pixels of every picture that the model was trained for, the widest first."""
+        return crop_sizes(self.target)
 
-        As many cells as fit into the area of the square, for every width and the next: the list of
-        Lumina-mGPT's `generate_crop_size_list`.
-        """
-        cells = (self.target // CELL) ** 2
-        return [
-            (width * CELL, height * CELL)
-            for width in range(cells, 0, -1)
-            for height in range(cells // width, max(1, cells // (width + 1)) - 1, -1)
-            if max(width, height) <= MAX_RATIO * min(width, height)
-        ]
+
+def crop_sizes(target: int) -> list[Size]:
+    """Width and height in pixels of every picture with about as many as the square, the widest first.
+
+    As many cells as fit into the area of the square, for every width and the next: the list of
+    Lumina-mGPT's `generate_crop_size_list`.
+
+    Args:
+        target: side of the square, in pixels.
+    """
+    cells = (target // CELL) ** 2
+    return [
+        (width * CELL, height * CELL)
+        for width in range(cells, 0, -1)
+        for height in range(cells // width, max(1, cells // (width + 1)) - 1, -1)
+        if max(width, height) <= MAX_RATIO * min(width, height)
+    ]
 
 
 LUMINA_7B_512 = LuminaVariant("lumina-mgpt-7b-512", 512, "Alpha-VLLM/Lumina-mGPT-7B-512")
@@ -171,20 +180,28 @@ LUMINA_7B_1024 = LuminaVariant("lumina-mgpt-7b-1024", 1024, "Alpha-VLLM/Lumina-m
 VARIANTS = (LUMINA_7B_512, LUMINA_7B_768, LUMINA_7B_1024)
 
 
-def is_chameleon(folder: Path) -> bool:
-    """Whether a folder has a configuration of Chameleon's architecture in it, which Lumina-mGPT has.
+VERSION_2 = 2**17
+"""Tokens of a vocabulary; that of Lumina-mGPT 2.0 has more, and Chameleon's half as many."""
+
+
+def chameleon_version(folder: Path) -> int:
+    """Which Lumina-mGPT a folder has in it, 1 or 2; 0 where there is no architecture of Chameleon.
 
     Raises:
         CheckpointError: it is Chameleon as Meta published it.
     """
     if is_file(folder / CONFIG_FILE):
-        return bool(read_config(folder / CONFIG_FILE).get("model_type") == "chameleon")
+        config = read_config(folder / CONFIG_FILE)
+        if config.get("model_type") != "chameleon":
+            return 0
+        words = config.get("vocab_size")
+        return 2 if type(words) is int and words > VERSION_2 else 1
     if is_file(folder / "tokenizer" / VQGAN_FILE):
         raise CheckpointError(
             f"{folder} is Meta's Chameleon, which does not draw: give the weights of Lumina-mGPT as "
             "source, and this folder as vqgan, for its picture decoder"
         )
-    return False
+    return 0
 
 
 def read_variant(folder: Path, variant: LuminaVariant) -> LuminaVariant:
@@ -193,10 +210,40 @@ def read_variant(folder: Path, variant: LuminaVariant) -> LuminaVariant:
     Raises:
         CheckpointError: it is the configuration of another model.
     """
+    words, theta, ids = chameleon_shape(folder, variant.transformer, variant.vocabulary)
+    path = folder / CONFIG_FILE
+    if words > VERSION_2:
+        raise CheckpointError(f"{folder} has a vocabulary of {words} tokens: it is of Lumina-mGPT 2.0")
+    longest = max(itertools.chain.from_iterable(variant.sizes)) // CELL
+    known = {str(name): i for name, i in ids.items() if type(i) is int} if isinstance(ids, dict) else {}
+    tokens = Tokens.from_names(known, variant.vq.codes, longest)
+    if (
+        last := max(
+            *vars(tokens).values(), tokens.first_code + variant.vq.codes - 1, tokens.first_size + longest
+        )
+    ) >= words:
+        raise CheckpointError(f"{path} has a vocabulary of {words} tokens, and a token of the number {last}")
+    return replace(variant, tokens=tokens, vocabulary=words, rope_theta=theta)
+
+
+def chameleon_shape(folder: Path, shape: TransformerConfig, vocabulary: int) -> tuple[int, float, object]:
+    """What the configuration of a Chameleon says that is not known before.
+
+    Args:
+        folder: with the configuration.
+        shape: of the transformer, which it has to have.
+        vocabulary: tokens, where it does not say.
+
+    Returns:
+        Tokens of the vocabulary, the base of the rotary frequencies, and the `vocabulary_map` as it is.
+
+    Raises:
+        CheckpointError: it is the configuration of another model.
+    """
     if is_file(folder):
         raise CheckpointError(f"{folder} is a file: give the folder with {CONFIG_FILE} that it is in")
     path = folder / CONFIG_FILE
-    described, shape = Section(read_config(path), str(path)), variant.transformer
+    described = Section(read_config(path), str(path))
     wanted = {
         "model_type": "chameleon",
         "num_hidden_layers": shape.layers,
@@ -214,21 +261,12 @@ def read_variant(folder: Path, variant: LuminaVariant) -> LuminaVariant:
     described.expect("hidden_act", "silu", "swish")
     # Of transformers' encoder of pictures, and of its writing of text.
     described.ignore("vq_config", "mask_image_logits")
-    words = described.whole("vocab_size", variant.vocabulary, MOST_TOKENS)
+    words = described.whole("vocab_size", vocabulary, MOST_TOKENS)
     theta = rope_theta(described, ROPE_THETA)
     check_attention(described, shape.layers, shape.head_dim)
     ids = described.get("vocabulary_map")
     described.close()
-    longest = max(itertools.chain.from_iterable(variant.sizes)) // CELL
-    known = {str(name): i for name, i in ids.items() if type(i) is int} if isinstance(ids, dict) else {}
-    tokens = Tokens.from_names(known, variant.vq.codes, longest)
-    if (
-        last := max(
-            *vars(tokens).values(), tokens.first_code + variant.vq.codes - 1, tokens.first_size + longest
-        )
-    ) >= words:
-        raise CheckpointError(f"{path} has a vocabulary of {words} tokens, and a token of the number {last}")
-    return replace(variant, tokens=tokens, vocabulary=words, rope_theta=theta)
+    return words, theta, ids
 
 
 def norm_rows(files: Sequence[Path], heads: int) -> int:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import base64
 import json
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from golden_rows import Golden
+from safetensors.torch import save_file
 
 from arkv.models.emu3 import Emu3
 from arkv.models.emu3_checkpoint import Emu3Variant
@@ -19,7 +18,7 @@ from arkv.models.emu3_tokens import SPECIAL, Tokens, code_name
 from arkv.models.transformer import TransformerConfig
 from arkv.models.vq import VQConfig
 
-DATA = Path(__file__).parents[1] / "data"
+GOLDEN, PIXELS = Golden("emu3"), Golden("emu3_vq")
 CODES = 48
 WIDE = (12, 8)
 VQ = VQConfig(CODES, 4, 4, 32, (1, 1, 2), 2, normalised=False, spatial=True, doublings=2)
@@ -28,19 +27,9 @@ MERGED = (b"re", b"red", b" b", b"us", b" bus", b"qu", b"wor")
 """Tokens of the tiny tokenizer beside the 256 bytes."""
 
 
-@cache
-def tensors(case: str = "emu3") -> dict[str, Tensor]:
-    return load_file(DATA / f"{case}.safetensors")
-
-
-@cache
-def facts(case: str = "emu3") -> dict[str, Any]:
-    return json.loads((DATA / f"{case}.json").read_text())  # type: ignore[no-any-return]
-
-
 def tokens(ids: dict[str, int] | None = None) -> Tokens:
     """The ids of the golden model, whose digits are where the published ones are."""
-    ids = ids or facts()["config"]["special_ids"]
+    ids = ids or GOLDEN.ids
     return Tokens(
         padding=ids["pad"],
         line_end=ids["eol"],
@@ -52,7 +41,7 @@ def tokens(ids: dict[str, int] | None = None) -> Tokens:
 
 
 def tiny(**changes: Any) -> Emu3Variant:
-    negative = tuple(tensors()["inputs.negative_text_ids"].tolist())
+    negative = tuple(GOLDEN.tensors["inputs.negative_text_ids"].tolist())
     variant = Emu3Variant(
         "emu3-tiny", "nobody/emu3-tiny", 96, (), SHAPE, 100, tokens(), VQ, negative=negative
     )
@@ -80,7 +69,7 @@ def write_ranks(folder: Path) -> int:
 
 def config_of(words: int, **changes: Any) -> dict[str, Any]:
     """A configuration as BAAI writes it."""
-    return facts()["config"]["hf_config"] | {"vocab_size": words, "torch_dtype": "float32"} | changes
+    return GOLDEN.facts["config"]["hf_config"] | {"vocab_size": words, "torch_dtype": "float32"} | changes
 
 
 def write_emu3(folder: Path, **changes: Any) -> None:
@@ -97,11 +86,12 @@ def write_emu3(folder: Path, **changes: Any) -> None:
 def write_decoder(folder: Path, mean: float = 0.5) -> None:
     """The golden picture decoder as it is published, with what encoding takes."""
     folder.mkdir(exist_ok=True)
-    golden = tensors("emu3_vq")
-    weights = {n.removeprefix("weights."): x for n, x in golden.items() if n.startswith("weights.")}
-    weights |= {"encoder.conv_in.bias": torch.zeros(3), "quant_conv.conv.bias": torch.zeros(4)}
+    weights = PIXELS.weights | {
+        "encoder.conv_in.bias": torch.zeros(3),
+        "quant_conv.conv.bias": torch.zeros(4),
+    }
     save_file(weights, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(facts("emu3_vq")["config"]["vq_config"]))
+    (folder / "config.json").write_text(json.dumps(PIXELS.facts["config"]["vq_config"]))
     colours = {"image_mean": [mean] * 3, "image_std": [0.5] * 3, "spatial_factor": 8}
     (folder / "preprocessor_config.json").write_text(json.dumps(colours))
 

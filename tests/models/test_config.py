@@ -14,6 +14,8 @@ from arkv.models.emu3_checkpoint import EMU3_GEN, EMU3_STAGE1
 from arkv.models.emu3_checkpoint import read_variant as read_emu3
 from arkv.models.janus import JanusPro
 from arkv.models.janus_checkpoint import JANUS_PRO_1B, JANUS_PRO_7B, read_variant
+from arkv.models.lumina2_checkpoint import LUMINA_2
+from arkv.models.lumina2_checkpoint import read_variant as read_lumina2
 from arkv.models.lumina_checkpoint import LUMINA_7B_768, code_name, size_name
 from arkv.models.lumina_checkpoint import read_variant as read_lumina
 
@@ -85,7 +87,13 @@ def emu3_hf(folder: Path, **changes: Any) -> Path:
     return write(folder, {"model_type": "emu3", "text_config": text, "vq_config": {}, "image_token_id": 7})
 
 
+def lumina2(folder: Path, **changes: Any) -> Path:
+    config = {"model_type": "chameleon", "vocab_size": 171385, "vocabulary_map": {"a": 1}}
+    return write(folder, config | {"model_parallel_size": 1, "swin_norm": False} | changes)
+
+
 READERS: dict[str, Any] = {
+    "lumina2": (lumina2, lambda folder: read_lumina2(folder, LUMINA_2)),
     "emu3": (emu3, read_emu3),
     "emu3-transformers": (emu3_hf, lambda folder: read_emu3(folder, EMU3_GEN)),
     "janus": (janus, read_variant),
@@ -159,7 +167,7 @@ OTHER: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize("keys", IDENTITY, ids=str)
 def test_keys_that_change_nothing_are_taken(family: str, keys: dict[str, Any], tmp_path: Path) -> None:
     build, read = READERS[family]
-    if family == "lumina":
+    if family.startswith("lumina"):
         keys = keys | ({"num_key_value_heads": 32} if "num_key_value_heads" in keys else {})
     assert read(build(tmp_path, **keys))
 

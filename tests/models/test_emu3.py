@@ -9,27 +9,23 @@ import pytest
 import torch
 from emu3_files import (
     CODES,
-    DATA,
+    GOLDEN,
+    PIXELS,
     VQ,
     WIDE,
     TinyEmu3,
     config_of,
-    facts,
-    tensors,
     tiny,
-    tokens,
     write_decoder,
     write_emu3,
     write_words,
 )
+from golden_rows import DATA, form, other_base, other_epsilon, padding_seen, tiled, transposed
 from safetensors.torch import load_file, save_file
 from tiny import build
-from torch import Tensor
 
 from arkv import Decoder, load_model
 from arkv.errors import ArkvError, CheckpointError, PromptError
-from arkv.model import Condition
-from arkv.models import transformer as transformer_file
 from arkv.models.emu3 import Emu3, Emu3Gen, Emu3Stage1
 from arkv.models.emu3_checkpoint import (
     EMU3_GEN,
@@ -39,7 +35,6 @@ from arkv.models.emu3_checkpoint import (
     VARIANTS,
     Emu3Variant,
 )
-from arkv.models.transformer import Block
 from arkv.registry import load_class, load_policy, names
 from arkv.weights.checkpoint import load_weights_
 
@@ -48,108 +43,33 @@ ROWS, LINE = 2, 4
 
 def golden_model() -> Emu3:
     model = Emu3(tiny(), WIDE).eval()
-    for case, slots in (("emu3", model.weight_slots()), ("emu3_vq", model.vq.weight_slots("emu3"))):
+    for golden, slots in ((GOLDEN, model.weight_slots()), (PIXELS, model.vq.weight_slots("emu3"))):
         named = {f"weights.{name}": slot for name, slot in slots.items()}
-        load_weights_(
-            named, [DATA / f"{case}.safetensors"], ["inputs.*", "expected.*", "*num_batches_tracked"]
-        )
+        unused = ["inputs.*", "expected.*", "*num_batches_tracked"]
+        load_weights_(named, [DATA / f"{golden.case}.safetensors"], unused)
     return model
-
-
-def golden_prompts() -> list[list[int]]:
-    """The text of the reference's prompts."""
-    ids, mask = tensors()["inputs.text_ids"], tensors()["inputs.text_mask"].bool()
-    return [row[here].tolist() for row, here in zip(ids, mask, strict=True)]
-
-
-def as_visual(ids: Tensor) -> Tensor:
-    """Ids of the common vocabulary to visual tokens; what follows the last line is left out."""
-    ids = ids[:, : ROWS * LINE]
-    return torch.where(ids == tokens().line_end, CODES, ids - tokens().first_code)
-
-
-def columns() -> list[int]:
-    """Ids in the common vocabulary of the visual tokens."""
-    return [*range(tokens().first_code, tokens().first_code + CODES), tokens().line_end]
-
-
-def deviations(model: Emu3) -> dict[str, float]:
-    """By row kind, how far the logits are from the reference's where a token is allowed."""
-    forced = as_visual(tensors()["inputs.forced_tokens"])
-    scale = facts()["settings"]["cfg_scale"]
-    found = Decoder(model, build("full", 0)).teacher_force(golden_prompts(), forced, scale)
-    allowed = tensors()["expected.allowed_mask"][: ROWS * LINE, columns()]
-    rows = {"cond": found.raw[:2], "uncond": found.raw[2:], "guided": found.guided}
-    result = {}
-    for name, logits in rows.items():
-        assert torch.equal(logits.isfinite(), allowed.expand_as(logits))
-        expected = tensors()[f"expected.logits_{name}"][:, : ROWS * LINE, columns()]
-        result[f"expected.logits_{name}"] = (logits - expected)[:, allowed].abs().max().item()
-    return result
 
 
 def test_logits_are_those_of_the_reference() -> None:
     """Prompts of two lengths and a negative prompt of a third in one batch; the reference had each alone."""
-    tolerance = facts()["tolerance"]["values"]
-    for name, error in deviations(golden_model()).items():
-        assert error <= tolerance[name], name
+    GOLDEN.check_logits(golden_model())
 
 
 def test_greedy_tokens_and_pixels_are_those_of_the_reference() -> None:
     model = golden_model()
-    result = Decoder(model, build("full", 0)).generate(
-        golden_prompts(), guidance=facts()["settings"]["cfg_scale"], temperature=0
-    )
-    assert torch.equal(result.tokens, as_visual(tensors()["expected.greedy_tokens"]))
-    codes = result.tokens.view(2, ROWS, LINE)[:, :, :-1]
-    assert torch.equal(codes, tensors()["expected.greedy_codes"])
-    pixels = tensors("emu3_vq")["expected.pixels_greedy"]
+    found = model.pixels(GOLDEN.check_greedy(model))
+    pixels = PIXELS.tensors["expected.pixels_greedy"]
     expected = ((pixels * 0.5 + 0.5) * 255).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
-    found = model.pixels(result.tokens)
     assert (found.int() - expected.int()).abs().max() <= 1  # where a colour is next to a whole number
     assert (found != expected).float().mean() < 0.01
 
 
-def tiled(model: Emu3) -> None:
-    for block in cast("list[Block]", model.blocks):
-        query = block.qkv.weight.data[:64]
-        query.copy_(query.view(4, 16, 64)[[0, 2, 1, 3]].flatten(0, 1).clone())
-        output = block.output.weight.data
-        output.copy_(output.view(64, 4, 16)[:, [0, 2, 1, 3]].flatten(1).clone())
-
-
-def smaller_epsilon(model: Emu3) -> None:
-    for module in model.modules():
-        if isinstance(module, transformer_file.RMSNorm):
-            module.eps = 1e-6
-
-
-def padding_seen(model: Emu3) -> None:
-    condition = model.condition
-
-    def unmasked(prompts: list[Any], guided: bool) -> Condition:
-        made = condition(prompts, guided)
-        return replace(made, mask=torch.ones_like(made.mask))
-
-    model.condition = unmasked  # type: ignore[method-assign, assignment]
-
-
-def form(**changes: Callable[[Any], Any]) -> Callable[[Emu3], None]:
-    """A model with other rows: fields of its form, each made of what it is."""
-
-    def change(model: Emu3) -> None:
-        made = {name: tuple(make(getattr(model.form, name))) for name, make in changes.items()}
-        model.form = replace(model.form, **made)
-
-    return change
-
-
-WRONG: dict[str, tuple[Callable[[Emu3], None], str]] = {
-    "another base": (lambda model: setattr(model, "rope_theta", 1e4), "cond"),
+WRONG: dict[str, tuple[Callable[[Any], None], str]] = {
+    "another base": (other_base, "cond"),
     "heads tiled": (tiled, "cond"),
-    "smaller epsilon": (smaller_epsilon, "cond"),
+    "another epsilon": (other_epsilon, "cond"),
     "padding seen": (padding_seen, "cond"),
-    "width first": (form(header=lambda h: (h[0], h[3], h[2], h[1], h[4])), "cond"),
+    "width first": (form(header=transposed), "cond"),
     "no image token": (form(header=lambda h: h[:-1]), "cond"),
     "negative prompt empty": (form(unconditional=lambda row: (row[0], *row[-5:])), "uncond"),
     "negative prompt cut": (form(unconditional=lambda row: (*row[:-6], *row[-5:])), "uncond"),
@@ -163,26 +83,17 @@ def test_wrong_models_are_told_apart(wrong: str) -> None:
     model = golden_model()
     spoil, kind = WRONG[wrong]
     spoil(model)
-    tolerance = facts()["tolerance"]["values"][f"expected.logits_{kind}"]
-    assert deviations(model)[f"expected.logits_{kind}"] > 100 * tolerance
+    GOLDEN.check_wrong(model, kind)
 
 
 def test_a_prompt_gives_the_same_alone_and_in_a_batch() -> None:
-    decoder, prompts = Decoder(golden_model(), build("full", 0)), golden_prompts()
-    forced = as_visual(tensors()["inputs.forced_tokens"])
-    together = decoder.teacher_force(prompts, forced, 3.0)
-    drawn = decoder.generate(prompts, seeds=[5, 6])
-    for i, prompt in enumerate(prompts):
-        alone = decoder.teacher_force([prompt], forced[[i]], 3.0)
-        torch.testing.assert_close(alone.raw, together.raw[[i, 2 + i]], atol=1e-4, rtol=1e-4)
-        assert torch.equal(decoder.generate([prompt], seeds=[5 + i]).tokens, drawn.tokens[[i]])
-    assert ((drawn.tokens == CODES) == (torch.arange(ROWS * LINE) % LINE == LINE - 1)).all()
+    GOLDEN.check_batches(golden_model())
 
 
 # SSD needs to be told of the heads.
 @pytest.mark.parametrize("policy", [entry.name for entry in names("policy") if entry.name != "ssd"])
 def test_every_policy_with_room_for_all_gives_the_tokens_of_the_full_cache(policy: str) -> None:
-    model, prompts = golden_model(), golden_prompts()
+    model, prompts = golden_model(), GOLDEN.prompts
     full = Decoder(model, build("full", 0)).generate(prompts).tokens
     assert torch.equal(Decoder(model, build(policy, model.spec.grid.tokens)).generate(prompts).tokens, full)
 
@@ -199,7 +110,7 @@ def hugging_face(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     ids |= {"<|endoftext|>": 40, "<|image token|>": 49, "<|image start|>": 50, "<|image end|>": 51}
     ids |= {f"<|extra_{200 + i}|>": 44 + i for i in range(5)}
     ids |= {f"<|visual token {code:06d}|>": 52 + code for code in range(CODES)}
-    said = facts()["config"]["hf_config"]
+    said = GOLDEN.facts["config"]["hf_config"]
     text = {name: value for name, value in said.items() if name.split("_")[-1] in ("size", "layers", "heads")}
     text |= {"rms_norm_eps": 1e-5, "pad_token_id": 40, "bos_token_id": 47, "eos_token_id": 48}
     vq = {"codebook_size": CODES, "base_channels": 32, "channel_multiplier": [1, 1, 2], "num_res_blocks": 1}
@@ -208,14 +119,14 @@ def hugging_face(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
         Emu3Config(text_config=text, vq_config=vq, vocabulary_map=ids)
     ).eval()
     state = reference.state_dict()
-    words = {n.removeprefix("weights."): x for n, x in tensors().items() if n.startswith("weights.")}
+    words = GOLDEN.weights
     names_here = {n: n.replace("model.", "model.text_model.", 1) for n in words}
     state |= {names_here[name]: tensor for name, tensor in words.items()}
     # The names of the picture decoder are checked by what comes out: a wrong one would stay as it was drawn.
     slots = Emu3(tiny(), WIDE).vq
     theirs, ours = (slots.weight_slots(layout) for layout in ("emu3-transformers", "emu3"))  # type: ignore[arg-type]
     for (new, slot), old in zip(theirs.items(), ours, strict=True):
-        state[f"model.vqmodel.{new}"] = tensors("emu3_vq")[f"weights.{old}"].reshape(slot.wanted)
+        state[f"model.vqmodel.{new}"] = PIXELS.tensors[f"weights.{old}"].reshape(slot.wanted)
     reference.load_state_dict(state)
     folder = tmp_path_factory.mktemp("emu3-hf")
     reference.save_pretrained(folder)
@@ -230,21 +141,18 @@ def hugging_face(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
 def test_transformers_gives_the_same_logits_and_pixels(hugging_face: tuple[Any, Path]) -> None:
     reference, folder = hugging_face
     model = TinyEmu3.from_pretrained(folder, size=WIDE, negative_prompt=list(tiny().negative))
-    assert max(deviations(model).values()) < 1e-3
-    forced = tensors()["inputs.forced_tokens"]
-    for row, (ids, mask) in enumerate(
-        zip(tensors()["inputs.cond_ids"], tensors()["inputs.cond_mask"].bool(), strict=True)
-    ):
-        context = ids[mask].tolist()
-        assert context == model.form.row(golden_prompts()[row])
+    GOLDEN.check_logits(model)
+    forced = GOLDEN.tensors["inputs.forced_tokens"]
+    for row, context in enumerate(GOLDEN.rows):
+        assert context == model.form.row(GOLDEN.prompts[row])
         whole = torch.tensor([[*context, *forced[row, :-1].tolist()]])
         logits = reference(whole).logits[0, len(context) - 1 :]
-        torch.testing.assert_close(logits, tensors()["expected.logits_cond"][row], atol=1e-4, rtol=0)
+        torch.testing.assert_close(logits, GOLDEN.tensors["expected.logits_cond"][row], atol=1e-4, rtol=0)
     for name in ("wide", "tall"):
-        codes = tensors("emu3_vq")[f"inputs.codes_{name}"]
+        codes = PIXELS.tensors[f"inputs.codes_{name}"]
         torch.testing.assert_close(
             reference.model.vqmodel.decode(codes),
-            tensors("emu3_vq")[f"expected.pixels_{name}"],
+            PIXELS.tensors[f"expected.pixels_{name}"],
             atol=3e-4,
             rtol=0,
         )
@@ -295,10 +203,8 @@ def test_a_checkpoint_and_its_picture_decoder_are_read_whole(folder: Path) -> No
     assert torch.equal(model.embedding.weight, weights["model.embed_tokens.weight"].bfloat16())
     kept = [*range(model.form.first_code, model.form.first_code + CODES), model.form.line_end]
     assert torch.equal(model.output.weight, weights["lm_head.weight"][kept].bfloat16())
-    codes = tensors("emu3_vq")["inputs.forced_codes"]
-    torch.testing.assert_close(
-        model.vq(codes), tensors("emu3_vq")["expected.pixels_forced"], atol=3e-4, rtol=0
-    )
+    codes = PIXELS.tensors["inputs.forced_codes"]
+    torch.testing.assert_close(model.vq(codes), PIXELS.tensors["expected.pixels_forced"], atol=3e-4, rtol=0)
 
 
 def test_rows_are_prompt_quality_and_size_and_a_negative_prompt_in_the_same_frame(folder: Path) -> None:
