@@ -31,7 +31,7 @@ DECODER_REPOSITORY = "BAAI/Emu3-VisionTokenizer"
 SMALL_FILES = ((CONFIG_FILE, RANKS_FILE, VISION_FILE), (CONFIG_FILE, TOKENIZER_FILE, COLOURS_FILE))
 """What is downloaded before the weights, by layout."""
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
-DECODER_FILES = (CONFIG_FILE, COLOURS_FILE, "*.safetensors")
+DECODER_FILES = ((CONFIG_FILE, COLOURS_FILE, "*.safetensors"), (CONFIG_FILE, "*.safetensors"))
 
 MAX_RATIO = 4
 """Longest side of a picture over its shortest. The authors' program has no bound; this one is arkv's."""
@@ -325,7 +325,13 @@ def with_colours(variant: Emu3Variant, folder: Path) -> Emu3Variant:
     return replace(variant, vq=replace(variant.vq, mean=found["mean"], std=found["std"]))
 
 
-def find_decoder(source: str | Path | None, folder: Path, token: str | None) -> Path:
+def find_decoder(
+    source: str | Path | None,
+    folder: Path,
+    token: str | None,
+    repository: str = DECODER_REPOSITORY,
+    choices: Sequence[Sequence[str]] = DECODER_FILES,
+) -> Path:
     """The folder of the picture decoder.
 
     Args:
@@ -333,15 +339,17 @@ def find_decoder(source: str | Path | None, folder: Path, token: str | None) -> 
             else for the published repository.
         folder: of the checkpoint.
         token: for the hub.
+        repository: the published one.
+        choices: patterns of the files that it has, or has instead.
 
     Raises:
         CheckpointError: there is none.
     """
     if source is None:
-        name = DECODER_REPOSITORY.split("/")[1]
+        name = repository.split("/")[1]
         near = [folder / name, folder.parent / name]
-        source = next((path for path in near if is_folder(path)), DECODER_REPOSITORY)
-    path = fetch(source, DECODER_FILES, DECODER_FILES[::2], token=token)
+        source = next((path for path in near if is_folder(path)), repository)
+    path = fetch(source, *choices, token=token)
     return place(path.parent if is_file(path) else path)
 
 

@@ -6,9 +6,11 @@ pictures, of which Emu3.5 has more.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from typing_extensions import Self
 
 from arkv.errors import CheckpointError
 from arkv.models.pretrained import TOKENIZER_FILE, read_tokenizer
@@ -28,6 +30,9 @@ SPLIT = (
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|extra_{number}|>" for number in range(205)))
 """Names of the tokens that follow the ranks; those of the file of vision tokens follow them."""
+
+
+ANSWER = "<|extra_100|>"
 
 
 def code_name(code: int) -> str:
@@ -60,7 +65,7 @@ class Tokens:
     digits: tuple[int, ...] = tuple(range(15, 25))
 
     @classmethod
-    def of(cls, tokenizer: Tokenizer, codes: int, words: int) -> Tokens:
+    def of(cls, tokenizer: Tokenizer, codes: int, words: int) -> Self:
         """Look the tokens up by their names.
 
         Args:
@@ -105,6 +110,25 @@ class Tokens:
         """The tokens of a size: height, star, width, in codes and decimal digits."""
         height, width = ([self.digits[int(digit)] for digit in str(side)] for side in (rows, columns))
         return [*height, self.star, *width]
+
+
+@dataclass(frozen=True)
+class AnswerTokens(Tokens):
+    """Those of Emu3.5, which answers what a user says.
+
+    Attributes:
+        answer: begins the answer.
+    """
+
+    answer: int = 151746
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, codes: int, words: int) -> Self:
+        """As `Tokens.of`."""
+        found, answer = super().of(tokenizer, codes, words), tokenizer.token_to_id(ANSWER)
+        if answer is None:
+            raise CheckpointError(f"the tokenizer has no token {ANSWER}: it is not Emu3.5's")
+        return replace(found, answer=answer)
 
 
 TOKENS = Tokens()

@@ -47,7 +47,7 @@ class ShapeOptions:
     size: Size | None = option(
         default=None,
         metavar="WIDTHxHEIGHT",
-        help="of the pictures, for models of several shapes: Lumina-mGPT, Emu3 (default: the square)",
+        help="of the pictures, for models of several shapes: Lumina-mGPT, Emu3, Emu3.5 (default: the square)",
     )
     weights: WeightDtype | None = option(
         default=None, help="store the weights of the blocks in eight or four bits (default: as --dtype says)"
@@ -128,7 +128,7 @@ class ModelOptions(ShapeOptions):
     decoder: Place | None = option(
         default=None,
         metavar="PLACE",
-        help="weights of the picture decoder: LlamaGen, Emu3, Lumina-mGPT 2.0 (default: beside the model's)",
+        help="weights of the picture decoder: LlamaGen, Emu3 and 3.5, Lumina-mGPT 2.0 (default: beside the model's)",
     )
     vqgan: Place | None = option(
         default=None,

@@ -12,6 +12,8 @@ from arkv.errors import CheckpointError
 from arkv.models.config import Section, llama_shape, rope_theta
 from arkv.models.emu3_checkpoint import EMU3_GEN, EMU3_STAGE1
 from arkv.models.emu3_checkpoint import read_variant as read_emu3
+from arkv.models.emu35_checkpoint import EMU35_IMAGE
+from arkv.models.emu35_checkpoint import read_variant as read_emu35
 from arkv.models.janus import JanusPro
 from arkv.models.janus_checkpoint import JANUS_PRO_1B, JANUS_PRO_7B, read_variant
 from arkv.models.lumina2_checkpoint import LUMINA_2
@@ -87,12 +89,18 @@ def emu3_hf(folder: Path, **changes: Any) -> Path:
     return write(folder, {"model_type": "emu3", "text_config": text, "vq_config": {}, "image_token_id": 7})
 
 
+def emu35(folder: Path, **changes: Any) -> Path:
+    config = {"model_type": "Emu3", "vocab_size": 282926, "head_dim": 128, "rms_norm_eps": 1e-6}
+    return write(folder, config | {"image_area": 1048576, "torch_dtype": "bfloat16"} | changes)
+
+
 def lumina2(folder: Path, **changes: Any) -> Path:
     config = {"model_type": "chameleon", "vocab_size": 171385, "vocabulary_map": {"a": 1}}
     return write(folder, config | {"model_parallel_size": 1, "swin_norm": False} | changes)
 
 
 READERS: dict[str, Any] = {
+    "emu3.5": (emu35, lambda folder: read_emu35(folder, EMU35_IMAGE)),
     "lumina2": (lumina2, lambda folder: read_lumina2(folder, LUMINA_2)),
     "emu3": (emu3, read_emu3),
     "emu3-transformers": (emu3_hf, lambda folder: read_emu3(folder, EMU3_GEN)),
