@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from typing_extensions import Self
 
 from arkv.errors import CheckpointError, PromptError
 from arkv.grid import Grid
+from arkv.model import Model, PicturesOnly
 from arkv.models.emu3_checkpoint import (
     EMU3_GEN,
     EMU3_STAGE1,
@@ -37,12 +38,13 @@ from arkv.models.emu3_checkpoint import (
 )
 from arkv.models.emu3_tokens import Tokens, find_tokenizer
 from arkv.models.one_vocabulary import MAX_TEXT, Form, OneVocabulary
-from arkv.models.pretrained import Part, empty, load, place_of
+from arkv.models.pretrained import Part, empty, load, pictures_only, place_of
 from arkv.models.prompting import encode, shown, special_tokens, token_ids
 from arkv.models.sizes import Size, check_size
 from arkv.models.vq import UNUSED as VQ_UNUSED
 from arkv.weights.files import place, weight_files
 from arkv.weights.hub import fetch
+from arkv.weights.quantization import WeightDtype
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -129,6 +131,8 @@ class Emu3(OneVocabulary):
         suffix: str | None = None,
         revision: str | None = None,
         token: str | None = None,
+        weights: WeightDtype | None = None,
+        lora: str | Path | None = None,
     ) -> Self:
         """Load a published checkpoint, or a finetuned one in the same layout.
 
@@ -145,6 +149,8 @@ class Emu3(OneVocabulary):
             suffix: what is put behind every prompt; None for what the authors put there.
             revision: of the repository.
             token: for the hub.
+            weights: how those of the blocks are stored; None for as they are.
+            lora: folder or repository of an adapter to merge into the weights.
 
         Raises:
             CheckpointError: a file is missing, damaged, or belongs to another model.
@@ -155,28 +161,59 @@ class Emu3(OneVocabulary):
         is_meta = device.type == "meta"
         build = partial(cls, size=size, negative_prompt=negative_prompt, suffix=suffix)
         if source is None and known is not None and is_meta:
-            return empty(partial(build, known), dtype, device)
-        source = place_of(source, known.repository if known else None, "a folder or BAAI/Emu3-Gen")
+            return empty(partial(build, known), dtype, device, weights)
         # What may be missing is looked for before the large files are downloaded.
-        folder = fetch(source, *SMALL_FILES, revision=revision, token=token)
-        variant, layout = read_variant(folder, known)
+        source, folder, variant, layout = cls._find(source, revision, token)
         if is_meta:
-            return empty(partial(build, variant), dtype, device)
+            return empty(partial(build, variant), dtype, device, weights)
         words = find_tokenizer(folder)
-        if layout == "baai":
-            pictures = find_decoder(decoder, folder, token)
-            variant = read_decoder(variant, pictures)
-        elif decoder is not None:
-            raise CheckpointError(f"{folder} has a picture decoder in its weights: leave out decoder")
-        else:
-            pictures, variant = folder, with_colours(variant, folder)
+        variant, pictures = _pictures(variant, layout, decoder, folder, token)
         files = weight_files(fetch(source, WEIGHT_FILES, revision=revision, token=token))
         return load(
             partial(build, variant, tokenizer=words),
             dtype,
             device,
             lambda model: _parts(model, layout, files, pictures),
+            weights,
+            lora,
         )
+
+    @classmethod
+    def load_picture_decoder(
+        cls,
+        source: str | Path | None = None,
+        *,
+        device: torch.device | str = "cpu",
+        size: Size | None = None,
+        decoder: Path | str | None = None,
+        revision: str | None = None,
+        token: str | None = None,
+        **others: Any,
+    ) -> PicturesOnly:
+        """Load the picture decoder and nothing else; arguments and errors as for `from_pretrained`."""
+        source, folder, variant, layout = cls._find(source, revision, token)
+        variant, pictures = _pictures(variant, layout, decoder, folder, token)
+        if layout == "transformers":  # it is in one file with everything else
+            pictures = fetch(source, WEIGHT_FILES, revision=revision, token=token)
+        files = weight_files(pictures)
+
+        def part(model: Model) -> Part:
+            vq = cast(Self, model).vq
+            if layout == "baai":
+                return Part(vq.weight_slots("emu3"), files, VQ_UNUSED)
+            return Part(vq.weight_slots("emu3-transformers", prefixes(files)[2]), files, ["*"])
+
+        return pictures_only(partial(cls, variant, size), device, part)
+
+    @classmethod
+    def _find(
+        cls, source: str | Path | None, revision: str | None, token: str | None
+    ) -> tuple[str | Path, Path, Emu3Variant, Layout]:
+        """The place of a checkpoint, the folder with its small files, and which model is in it."""
+        known = cls.variant
+        source = place_of(source, known.repository if known else None, "a folder or BAAI/Emu3-Gen")
+        folder = fetch(source, *SMALL_FILES, revision=revision, token=token)
+        return source, folder, *read_variant(folder, known)
 
     @classmethod
     def recognises(cls, source: str | Path) -> bool:
@@ -221,6 +258,18 @@ def _parts(model: Emu3, layout: Layout, files: Sequence[Path], pictures: Path) -
         layers, head, decoder = prefixes(files)
         slots = model.weight_slots(layers, head) | model.vq.weight_slots("emu3-transformers", decoder)
         yield Part(slots, files, [f"{decoder}{pattern}" for pattern in VQ_UNUSED])
+
+
+def _pictures(
+    variant: Emu3Variant, layout: Layout, decoder: Path | str | None, folder: Path, token: str | None
+) -> tuple[Emu3Variant, Path]:
+    """A variant with its picture decoder's shape, and the folder of that."""
+    if layout == "baai":
+        pictures = find_decoder(decoder, folder, token)
+        return read_decoder(variant, pictures), pictures
+    if decoder is not None:
+        raise CheckpointError(f"{folder} has a picture decoder in its weights: leave out decoder")
+    return with_colours(variant, folder), folder
 
 
 def _negative(

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from typing_extensions import Self
 
 from arkv.errors import CheckpointError
 from arkv.grid import Grid
+from arkv.model import PicturesOnly
 from arkv.models.emu3_checkpoint import find_decoder
 from arkv.models.emu3_tokens import AnswerTokens, find_tokenizer
 from arkv.models.emu35_checkpoint import (
@@ -33,11 +34,12 @@ from arkv.models.emu35_checkpoint import (
     read_variant,
 )
 from arkv.models.one_vocabulary import Form, OneVocabulary
-from arkv.models.pretrained import Part, empty, load, place_of
+from arkv.models.pretrained import Part, empty, load, pictures_only, place_of
 from arkv.models.sizes import Size, check_size
 from arkv.models.vq import UNUSED as VQ_UNUSED
 from arkv.weights.files import place, weight_files
 from arkv.weights.hub import fetch
+from arkv.weights.quantization import WeightDtype
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -116,6 +118,8 @@ class Emu35(OneVocabulary):
         decoder: Path | str | None = None,
         revision: str | None = None,
         token: str | None = None,
+        weights: WeightDtype | None = None,
+        lora: str | Path | None = None,
     ) -> Self:
         """Load a published checkpoint, or a finetuned one in the same layout.
 
@@ -131,26 +135,23 @@ class Emu35(OneVocabulary):
                 beside the checkpoint's, else for the published one.
             revision: of the repository.
             token: for the hub.
+            weights: how those of the blocks are stored; None for as they are.
+            lora: folder or repository of an adapter to merge into the weights.
 
         Raises:
             CheckpointError: a file is missing, damaged, or belongs to another model.
             MemoryLimitError: the device has not as much memory free as the weights take.
             ArkvError: the model was not trained for this size.
         """
-        device, known = torch.device(device), cls.variant
-        if known is None:
-            raise CheckpointError(
-                f"nothing says which of {EMU35_IMAGE.name} and {EMU35.name} this is, and their files are "
-                "alike: load it by its name or class"
-            )
+        device, known = torch.device(device), cls._known()
         if source is None and device.type == "meta":
-            return empty(partial(cls, known, size), dtype, device)
+            return empty(partial(cls, known, size), dtype, device, weights)
         source = place_of(source, known.repository, "a folder")
         # What may be missing is looked for before the large files are downloaded.
         folder = fetch(source, SMALL_FILES, revision=revision, token=token)
         variant = read_variant(folder, known)
         if device.type == "meta":
-            return empty(partial(cls, variant, size), dtype, device)
+            return empty(partial(cls, variant, size), dtype, device, weights)
         words = find_tokenizer(folder)
         pictures = find_decoder(decoder, folder, token, DECODER_REPOSITORY, DECODER_FILES)
         variant = read_decoder(variant, pictures)
@@ -160,7 +161,41 @@ class Emu35(OneVocabulary):
             yield Part(model.weight_slots(), files, UNUSED)
             yield Part(model.vq.weight_slots("taming"), [decoder_weights(pictures)], VQ_UNUSED)
 
-        return load(partial(cls, variant, size, words), dtype, device, parts)
+        return load(partial(cls, variant, size, words), dtype, device, parts, weights, lora)
+
+    @classmethod
+    def load_picture_decoder(
+        cls,
+        source: str | Path | None = None,
+        *,
+        device: torch.device | str = "cpu",
+        size: Size | None = None,
+        decoder: Path | str | None = None,
+        revision: str | None = None,
+        token: str | None = None,
+        **others: Any,
+    ) -> PicturesOnly:
+        """Load the picture decoder and nothing else; arguments and errors as for `from_pretrained`."""
+        known = cls._known()
+        folder = fetch(
+            place_of(source, known.repository, "a folder"), SMALL_FILES, revision=revision, token=token
+        )
+        pictures = find_decoder(decoder, folder, token, DECODER_REPOSITORY, DECODER_FILES)
+        variant, file = read_decoder(read_variant(folder, known), pictures), decoder_weights(pictures)
+        return pictures_only(
+            partial(cls, variant, size),
+            device,
+            lambda model: Part(cast(Self, model).vq.weight_slots("taming"), [file], VQ_UNUSED),
+        )
+
+    @classmethod
+    def _known(cls) -> Emu35Variant:
+        if cls.variant is None:
+            raise CheckpointError(
+                f"nothing says which of {EMU35_IMAGE.name} and {EMU35.name} this is, and their files are "
+                "alike: load it by its name or class"
+            )
+        return cls.variant
 
     @classmethod
     def recognises(cls, source: str | Path) -> bool:

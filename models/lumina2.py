@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from typing_extensions import Self
 
 from arkv.errors import CheckpointError
 from arkv.grid import Grid
+from arkv.model import PicturesOnly
 from arkv.models.lumina import PROMPT
 from arkv.models.lumina2_checkpoint import (
     CODES_PER_CELL,
@@ -30,11 +31,12 @@ from arkv.models.lumina2_checkpoint import (
 )
 from arkv.models.lumina_checkpoint import CELL, UNUSED, chameleon_version, norm_rows
 from arkv.models.one_vocabulary import Form, OneVocabulary
-from arkv.models.pretrained import Part, empty, load, place_of
+from arkv.models.pretrained import Part, empty, load, pictures_only, place_of
 from arkv.models.sizes import Size, check_size
 from arkv.models.vq import UNUSED as VQ_UNUSED
 from arkv.weights.files import place, weight_files
 from arkv.weights.hub import fetch
+from arkv.weights.quantization import WeightDtype
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -114,6 +116,8 @@ class LuminaMGPT2(OneVocabulary):
         decoder: Path | str | None = None,
         revision: str | None = None,
         token: str | None = None,
+        weights: WeightDtype | None = None,
+        lora: str | Path | None = None,
     ) -> Self:
         """Load the published checkpoint, or a finetuned one in the same layout.
 
@@ -127,6 +131,8 @@ class LuminaMGPT2(OneVocabulary):
                 else for the published one.
             revision: of the repository.
             token: for the hub.
+            weights: how those of the blocks are stored; None for as they are.
+            lora: folder or repository of an adapter to merge into the weights.
 
         Raises:
             CheckpointError: a file is missing, damaged, or belongs to another model.
@@ -135,14 +141,14 @@ class LuminaMGPT2(OneVocabulary):
         """
         device, is_meta = torch.device(device), torch.device(device).type == "meta"
         if source is None and is_meta:
-            return empty(partial(cls, cls.variant, size), dtype, device)
+            return empty(partial(cls, cls.variant, size), dtype, device, weights)
         source = place_of(source, cls.variant.repository, "a folder")
         _check_repository(source)
         # What may be missing is looked for before the large files are downloaded.
         folder = fetch(source, SMALL_FILES, revision=revision, token=token)
         variant = read_variant(folder, cls.variant)
         if is_meta:
-            return empty(partial(cls, variant, size), dtype, device)
+            return empty(partial(cls, variant, size), dtype, device, weights)
         words, begin = find_tokenizer(folder)
         pictures = find_decoder(decoder, folder, token)
         files = weight_files(fetch(source, WEIGHT_FILES, revision=revision, token=token))
@@ -152,7 +158,30 @@ class LuminaMGPT2(OneVocabulary):
             yield Part(model.weight_slots(norm_rows=rows), files, UNUSED)
             yield Part(model.vq.weight_slots("taming"), [pictures], VQ_UNUSED)
 
-        return load(partial(cls, variant, size, words, begin), dtype, device, parts)
+        return load(partial(cls, variant, size, words, begin), dtype, device, parts, weights, lora)
+
+    @classmethod
+    def load_picture_decoder(
+        cls,
+        source: str | Path | None = None,
+        *,
+        device: torch.device | str = "cpu",
+        size: Size | None = None,
+        decoder: Path | str | None = None,
+        revision: str | None = None,
+        token: str | None = None,
+        **others: Any,
+    ) -> PicturesOnly:
+        """Load the picture decoder and nothing else; arguments and errors as for `from_pretrained`."""
+        source = place_of(source, cls.variant.repository, "a folder")
+        _check_repository(source)
+        folder = fetch(source, SMALL_FILES, revision=revision, token=token)
+        variant, file = read_variant(folder, cls.variant), find_decoder(decoder, folder, token)
+        return pictures_only(
+            partial(cls, variant, size),
+            device,
+            lambda model: Part(cast(Self, model).vq.weight_slots("taming"), [file], VQ_UNUSED),
+        )
 
     @classmethod
     def recognises(cls, source: str | Path) -> bool:

@@ -25,6 +25,7 @@ needs_compiler = pytest.mark.skipif(
     reason="needs Triton, and not its interpreter, which does not compile",
 )
 
+
 @needs_triton
 def test_the_kernels_in_the_interpreter() -> None:
     """All of `kernels_interpreted.py`, in one process."""

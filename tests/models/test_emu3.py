@@ -207,6 +207,19 @@ def test_a_checkpoint_and_its_picture_decoder_are_read_whole(folder: Path) -> No
     torch.testing.assert_close(model.vq(codes), PIXELS.tensors["expected.pixels_forced"], atol=3e-4, rtol=0)
 
 
+def test_the_picture_decoder_loads_alone_and_blocks_in_eight_bits(
+    folder: Path, hugging_face: tuple[Any, Path]
+) -> None:
+    codes = torch.randint(CODES, (1, ROWS * LINE), generator=torch.Generator().manual_seed(0))
+    for family, place in ((OfRanks, folder), (TinyEmu3, hugging_face[1])):
+        whole = family.from_pretrained(place, size=WIDE, weights="int8")
+        assert sum(w.nbytes for w in whole.transformer.parameters()) < 0.6 * sum(
+            w.nbytes for w in family.from_pretrained(place, size=WIDE).transformer.parameters()
+        )
+        pictures = family.load_picture_decoder(place, size=WIDE)
+        assert torch.equal(pictures.pixels(codes), whole.pixels(codes))
+
+
 def test_rows_are_prompt_quality_and_size_and_a_negative_prompt_in_the_same_frame(folder: Path) -> None:
     model = OfRanks.from_pretrained(folder, size=WIDE)
     frame = "<|extra_203|>{}<|image start|>2*3<|image token|>"

@@ -113,6 +113,8 @@ def test_a_checkpoint_and_its_picture_decoder_are_read_whole(folder: Path) -> No
     model = OfRanks.from_pretrained(folder)
     weights = load_file(folder / "model.safetensors")
     assert torch.equal(model.embedding.weight, weights["model.embed_tokens.weight"])
+    codes = torch.zeros(1, 9, dtype=torch.long)
+    assert torch.equal(OfRanks.load_picture_decoder(folder).pixels(codes), model.pixels(codes))
     norm: Any = model.transformer.blocks[1]
     assert torch.equal(norm.key_norm.weight, weights["model.layers.1.self_attn.k_norm.weight"])
     for name in ("wide", "tall"):

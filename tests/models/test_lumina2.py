@@ -88,6 +88,9 @@ def test_a_checkpoint_is_read_whole(folder: Path) -> None:
     for name in ("wide", "tall"):
         found = model.vq(PIXELS.tensors[f"inputs.codes_{name}"])
         torch.testing.assert_close(found, PIXELS.tensors[f"expected.pixels_{name}"], atol=3e-4, rtol=0)
+    codes = torch.zeros(1, 36, dtype=torch.long)
+    pictures = TinyLumina2.load_picture_decoder(folder, size=WIDE)
+    assert torch.equal(pictures.pixels(codes), model.pixels(codes))
     spread = load_file(folder / "model.safetensors")  # as transformers saves it, a row a head
     norms = {name: x for name, x in spread.items() if ".q_norm." in name or ".k_norm." in name}
     spread |= {name: x.expand(4, -1).contiguous() for name, x in norms.items()}
