@@ -147,6 +147,7 @@ STEPS = (
                 90,
             ),
             _script("peak", 150, "memory.py"),
+            _script("small-weights", 120, "../small_weights.py", "step --compile {compile}"),
         ),
     ),
     Step(

@@ -1,0 +1,190 @@
+"""Weights in eight and four bits: what they change, how fast they are, and what loading them takes.
+
+python docs/results/small_weights.py kl                                    # divergence of the logits, in nats
+python docs/results/small_weights.py step --model janus-pro-1b             # milliseconds of a step, by rows
+python docs/results/small_weights.py load --model janus-pro-1b --weights int4   # peak of memory, from a file
+
+Tables in Markdown. `--json` adds the rows to a file as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+import arkv
+from arkv.estimate import format_bytes
+from arkv.machine.instruments import Clock, PeakMemory
+from arkv.models.janus import JANUS_PRO_1B, JanusPro
+from arkv.models.llamagen import VARIANTS, LlamaGen
+from arkv.models.pretrained import Part, load, slots_of
+from arkv.registry import load_class
+from arkv.speed.engine import PolicyEngine
+from arkv.speed.roofline import copy_bandwidth, weight_bytes
+from arkv.weights.checkpoint import draw_weights_
+from arkv.weights.packing import pack_
+from arkv.weights.quantized import layers, quantize_
+
+KINDS = ("int8", "int4")
+ROWS = (1, 2, 8, 64)
+STEPS, WARM = 12, 4
+WIDTH, SIDE, PICTURES = 256, 8, 2
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("what", choices=("kl", "step", "load"))
+    parser.add_argument("--model", default="janus-pro-1b")
+    parser.add_argument("--weights", default="int4", choices=KINDS)
+    parser.add_argument("--device", default="cpu", type=torch.device)
+    parser.add_argument("--compile", default="none", choices=("none", "inductor", "cudagraphs"))
+    parser.add_argument("--small", action="store_true", help="few rows, as a dry run needs them")
+    parser.add_argument("--json", type=Path, help="JSON lines, added to")
+    asked = parser.parse_args()
+    with torch.inference_mode():
+        rows = list({"kl": divergences, "step": steps, "load": peaks}[asked.what](asked))
+    print("| " + " | ".join(rows[0]) + " |\n" + "|---" * len(rows[0]) + "|")
+    for row in rows:
+        print("| " + " | ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()) + " |")
+    if asked.json is not None:
+        with asked.json.open("a") as file:
+            file.writelines(json.dumps({"kind": f"weights-{asked.what}", **row}) + "\n" for row in rows)
+
+
+def divergences(asked: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """KL of the next token given the same tokens before it: mean and 99th percentile over all steps."""
+    for name, model in _tiny_families():
+        prompts = model.example_prompts(PICTURES, 0)
+        plain = arkv.Decoder(model, "full")
+        tokens = plain.generate(prompts, seed=0, pixels=False).tokens
+        logits = plain.teacher_force(prompts, tokens).raw
+        for kind in KINDS:
+            small = copy.deepcopy(model)
+            quantize_(small, kind)  # type: ignore[arg-type]
+            exact = copy.deepcopy(small)
+            for path, layer in [*layers(exact)]:
+                linear = torch.nn.Linear(layer.in_features, layer.out_features, bias=False)
+                linear.weight = torch.nn.Parameter(layer.dequantized())
+                parent, _, leaf = path.rpartition(".")
+                setattr(exact.get_submodule(parent), leaf, linear)
+            pack_(small)
+            found, reference = (
+                arkv.Decoder(m, "full").teacher_force(prompts, tokens).raw for m in (small, exact)
+            )
+            nats = _kl(logits, found)
+            yield {
+                "model": name,
+                "weights": kind,
+                "KL to plain weights, mean": float(nats.mean()),
+                "99th percentile": float(nats.quantile(0.99)),
+                "KL to the weights that the codes stand for": float(_kl(reference, found).mean()),
+            }
+
+
+def _tiny_families() -> Iterator[tuple[str, arkv.Model]]:
+    """`scenes` as it was trained, and two families in two narrow layers with random weights."""
+    yield "scenes", arkv.load_model("scenes")
+    llamagen = next(one for one in VARIANTS if one.name == "llamagen-b-256")
+    for family, variant in ((JanusPro, replace(JANUS_PRO_1B, side=SIDE)), (LlamaGen, llamagen)):
+        shape = replace(
+            variant.transformer, layers=2, width=WIDTH, heads=4, kv_heads=4, head_dim=64, hidden=2 * WIDTH
+        )
+        model = family(replace(variant, transformer=shape)).eval()  # type: ignore[operator, type-var]
+        draw_weights_(model, 0)
+        yield f"{variant.name}, 2 layers of width {WIDTH}", model
+
+
+def _kl(reference: Tensor, other: Tensor) -> Tensor:
+    """Of tokens that may stand there, in nats, of every step."""
+    p, q = (logits.flatten(0, -2).log_softmax(-1) for logits in (reference, other))
+    return torch.where(p.isfinite(), p.exp() * (p - q), 0.0).sum(-1)
+
+
+def steps(asked: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """A step in the first lines of a picture, where weights are nearly all that is read."""
+    bandwidth = copy_bandwidth(asked.device)
+    for kind in (None, *KINDS):
+        model = arkv.load_model(
+            asked.model, random_weights=True, dtype="bfloat16", device=asked.device, weights=kind
+        )
+        size = weight_bytes(model)
+        for rows in ROWS[:2] if asked.small else ROWS:
+            engine = PolicyEngine(
+                model, arkv.load_policy("streaming", ratio="1/6"), asked.compile, guided=False
+            )
+            engine.begin(model.condition(model.example_prompts(rows, seed=0), guided=False))
+            tokens = torch.zeros(rows, dtype=torch.long, device=model.device)
+            line = model.spec.grid.line
+            warm = 2 * line if asked.compile == "cudagraphs" else WARM  # the second line is captured
+            for position in range(warm):
+                engine.advance(tokens, position)
+            clock = Clock(asked.device)
+            clock.mark()
+            for position in range(warm, warm + STEPS):
+                engine.advance(tokens, position)
+                clock.mark()
+            seconds = median(clock.seconds())
+            yield {
+                "model": asked.model,
+                "weights": kind or "bfloat16",
+                "rows": rows,
+                "ms a step": seconds * 1e3,
+                "weights read, MB": size / 1e6,
+                "of the speed of the memory": size / bandwidth / seconds,
+            }
+            engine.release()
+        del model
+
+
+def peaks(asked: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Memory of a process at its highest while a file in bfloat16 is loaded, and of the weights in it."""
+    family = load_class("model", asked.model)
+    with tempfile.TemporaryDirectory() as folder:
+        files = _write(arkv.load_model(asked.model, random_weights=True, device="meta"), Path(folder))
+
+        def build() -> Any:
+            return family(family.variant)
+
+        gauge = PeakMemory(asked.device)
+        model = load(
+            build, torch.bfloat16, asked.device, lambda module: [Part(slots_of(module), files)], asked.weights
+        )
+        pack_(model)
+        size, rise = sum(p.nbytes for p in model.parameters()), gauge.rise()
+        yield {
+            "model": asked.model,
+            "weights": asked.weights,
+            "file": format_bytes(sum(file.stat().st_size for file in files)),
+            "in memory": format_bytes(size),
+            "peak": "unknown" if rise is None else format_bytes(rise),
+            "peak / in memory": float("nan") if rise is None else rise / size,
+        }
+
+
+def _write(shape: arkv.Model, folder: Path) -> list[Path]:
+    """The weights of a model, by our own names, in files of about a gigabyte."""
+    files: list[Path] = []
+    part: dict[str, Tensor] = {}
+    names = [*slots_of(shape).items()]
+    for number, (name, slot) in enumerate(names, 1):
+        part[name] = torch.randn(slot.wanted, dtype=torch.bfloat16) * 0.02
+        if number == len(names) or sum(tensor.nbytes for tensor in part.values()) > 1e9:
+            files.append(folder / f"{len(files)}.safetensors")
+            save_file(part, files[-1])
+            part = {}
+    return files
+
+
+if __name__ == "__main__":
+    main()
