@@ -128,7 +128,7 @@ class ModelOptions(ShapeOptions):
     decoder: Place | None = option(
         default=None,
         metavar="PLACE",
-        help="weights of the picture decoder: LlamaGen, Emu3 and 3.5, Lumina-mGPT 2.0 (default: beside the model's)",
+        help="weights of the picture decoder: LlamaGen, Emu3, Lumina-mGPT 2.0 (default: beside the model's)",
     )
     vqgan: Place | None = option(
         default=None,

@@ -418,7 +418,7 @@ def test_transformers_agrees_under_forced_tokens(beside_transformers: tuple[Any,
 
 @pytest.mark.skipif(
     Version(version("transformers")) < Version("5.17"),
-    reason="before transformers#45044, as in 5.0, its loop feeds the prompt again in place of the token drawn",
+    reason="before transformers#45044, as in 5.0, its loop feeds the prompt again, not the token drawn",
 )
 def test_transformers_generates_the_same_pictures(beside_transformers: tuple[Any, JanusPro]) -> None:
     reference, model = beside_transformers
