@@ -302,7 +302,8 @@ class Decoder:
         usable = usable_memory(self.model.device)
         if usable is None:
             return len(prompts)
-        fits = pictures_within(usable, self.model, self.policy, guided, longest, self.kv_dtype)
+        stored, compile = self.kv_dtype, self.compile
+        fits = pictures_within(usable, self.model, self.policy, guided, longest, stored, compile=compile)
         return max(1, min(fits, len(prompts)))
 
     def _turn(self) -> AbstractContextManager[None]:
@@ -333,9 +334,11 @@ class Decoder:
         if self._loop is None or self._loop.shape != shape:
             self._loop = None  # its memory is free before the next store is allocated
             batch = (self.model, self.policy, pictures, guided, length)
-            check_memory(*batch, self.kv_dtype, 1 if window == "auto" else window)
+            least = 1 if window == "auto" else window
+            check_memory(*batch, self.kv_dtype, least, self.compile)
             width = chosen_width(rows, self.model.device, self.model.dtype)
-            usable, needed = usable_memory(self.model.device), estimate(*batch, None, self.kv_dtype, width)
+            needed = estimate(*batch, None, self.kv_dtype, width, self.compile)
+            usable = usable_memory(self.model.device)
             self._has_room = usable is None or needed.batch <= usable
             self._loop = Loop(
                 self.model, self.policy, rows, length, self.compile, guided, kv_dtype=self.kv_dtype

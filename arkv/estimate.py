@@ -12,11 +12,14 @@ from arkv.attention.blocks import BLOCK
 from arkv.attention.quantization import SCALE_DTYPE, is_quantized, storage_dtype
 from arkv.errors import MemoryLimitError
 from arkv.machine.memory import available_memory
-from arkv.model import Model
+from arkv.model import Model, ModelSpec
+from arkv.plan import CachePlan
 from arkv.policy import CachePolicy
 from arkv.store import sizes_of
 from arkv.weights.quantized import layers
 
+WORKSPACE = 32 * 2**20
+"""Bytes that torch gives cuBLAS for each stream from compute capability 9.0 on; on older GPUs it is less."""
 KEPT_FREE = 0.05  # share of the free memory that a batch leaves alone: allocators and the rest of the program
 
 
@@ -30,7 +33,11 @@ class Estimate:
         full_kv: what keys and values would be with a slot for every token, in the model's own dtype.
         statistics: positions and what the policy remembers of each slot.
         scratch: the largest of what lives beside them at one time, an upper bound: prefill of the
-            condition, or one step (activations, scores, logits).
+            condition, one step (activations, scores, logits), or the ranking of an eviction; and what steps
+            hand on to each other. What a policy's score takes beyond its statistics is not known.
+        graphs: what captured lines keep for themselves on a GPU, an upper bound: they share one pool, and
+            nothing else may use it.
+        workspaces: what cuBLAS keeps on a GPU for each stream that has multiplied.
     """
 
     weights: int
@@ -38,11 +45,13 @@ class Estimate:
     full_kv: int
     statistics: int
     scratch: int
+    graphs: int = 0
+    workspaces: int = 0
 
     @property
     def total(self) -> int:
-        """Weights, keys and values, statistics and scratch together."""
-        return self.weights + self.kv + self.statistics + self.scratch
+        """Weights, keys and values, statistics, scratch, graphs and workspaces together."""
+        return self.weights + self.kv + self.statistics + self.scratch + self.graphs + self.workspaces
 
     @property
     def batch(self) -> int:
@@ -59,6 +68,7 @@ def estimate(
     dtype: torch.dtype | None = None,
     kv_dtype: str | None = None,
     window: int = 1,
+    compile: str = "none",
 ) -> Estimate:
     """Compute the memory of one batch.
 
@@ -71,6 +81,7 @@ def estimate(
         dtype: of weights, keys and values; None for the model's own.
         kv_dtype: "int8" or "fp8" for keys and values in eight bits; None for `dtype`.
         window: tokens of a picture that a pass takes.
+        compile: as for `arkv.Decoder`; what "cudagraphs" keeps is there on a GPU only.
 
     Returns:
         Bytes. Keys and values are exact.
@@ -108,7 +119,9 @@ def estimate(
     activations = 4 * 4 * (2 * spec.width + 3 * spec.hidden)
     prefill = rows * condition * (activations + 3 * 4 * spec.heads * condition)
     scores = rows * spec.heads // spec.kv_heads * widest * 4
-    ranking = slots * 8 * 6  # scores, heads, orders and gathered copies at an eviction
+    # Slots that are named, checked once a batch; and what their worth, as numbers of 64 bits, is ranked by.
+    named = heads * plan.period * 8
+    ranking = 6 * named + (0 if policy.in_order else slots * _ranked_bytes(plan, spec))
     seen = slots * 4 * len(policy.needs & {"mass", "scores"})
     seen += spec.layers * rows * spec.heads * spec.head_dim * 4 * ("queries" in policy.needs)
     logits = rows * spec.vocabulary * 4 * 6
@@ -119,6 +132,10 @@ def estimate(
     if window > 1 and plan.period > 1:
         # What the policy is to be shown of every token, until it is; and which token sees which slot.
         step += plan.period * seen + slots * 4
+    captured = compile == "cudagraphs"
+    cuda = captured or model.device.type == "cuda"
+    # Tokens, the slots that were named and, where kernels write it, what a policy is shown.
+    handed_on = pictures * spec.grid.tokens * 8 + named + (seen if cuda else 0)
     return Estimate(
         # What has a dtype of its own, such as a picture decoder in float32, keeps it.
         weights=sum(
@@ -128,8 +145,19 @@ def estimate(
         kv=rows * sum(pools) * slot_bytes,
         full_kv=heads * (condition + spec.grid.tokens) * 2 * spec.head_dim * dtype.itemsize,
         statistics=slots * field_bytes + heads * head_bytes + layout,
-        scratch=max(prefill, step, ranking) + widest_weight + pictures * spec.grid.tokens * 8,
+        scratch=max(prefill, step, ranking) + widest_weight + handed_on,
+        graphs=max(step, ranking) + widest_weight if captured else 0,
+        workspaces=WORKSPACE * (1 + captured) if cuda else 0,
     )
+
+
+def _ranked_bytes(plan: CachePlan, spec: ModelSpec) -> int:
+    """Bytes a slot that a ranking takes at the most, counted on eager runs (tests hold them).
+
+    Heads of a few sizes are ranked by top-k, others by sorts of the pool with their orders and copies.
+    """
+    sizes = {slots for layer in plan.visual_slots(spec) for slots in layer}
+    return 110 if plan.shared or len(sizes) > spec.layers else 64
 
 
 def pictures_within(
@@ -140,6 +168,7 @@ def pictures_within(
     condition: int,
     kv_dtype: str | None = None,
     window: int = 1,
+    compile: str = "none",
 ) -> int:
     """The most pictures whose batch takes no more than some memory, weights not counted; maybe none.
 
@@ -151,10 +180,11 @@ def pictures_within(
         condition: condition tokens of a row.
         kv_dtype: as for `estimate`.
         window: likewise.
+        compile: likewise.
     """
 
     def needed(pictures: int) -> int:
-        return estimate(model, policy, pictures, guided, condition, None, kv_dtype, window).batch
+        return estimate(model, policy, pictures, guided, condition, None, kv_dtype, window, compile).batch
 
     # An estimate is a constant and so much a picture, except for what rounds or takes turns in being largest.
     fits = memory // needed(1)
@@ -179,6 +209,7 @@ def check_memory(
     condition: int,
     kv_dtype: str | None = None,
     window: int = 1,
+    compile: str = "none",
 ) -> None:
     """Refuse a batch that does not fit beside the weights already loaded.
 
@@ -188,10 +219,10 @@ def check_memory(
     usable = usable_memory(model.device)
     if usable is None:
         return
-    needed = estimate(model, policy, pictures, guided, condition, None, kv_dtype, window).batch
+    needed = estimate(model, policy, pictures, guided, condition, None, kv_dtype, window, compile).batch
     if needed <= usable:
         return
-    fits = pictures_within(usable, model, policy, guided, condition, kv_dtype, window)
+    fits = pictures_within(usable, model, policy, guided, condition, kv_dtype, window, compile)
     advice = (
         f"the largest batch that fits is {fits}" if fits else "not even one picture fits: lower the ratio"
     )
@@ -218,5 +249,7 @@ def rows_of(estimated: Estimate) -> Mapping[str, int]:
         "(full cache)": estimated.full_kv,
         "statistics": estimated.statistics,
         "scratch": estimated.scratch,
+        **({"graphs": estimated.graphs} if estimated.graphs else {}),
+        **({"workspaces": estimated.workspaces} if estimated.workspaces else {}),
         "total": estimated.total,
     }

@@ -5,11 +5,14 @@ from typing import Any
 
 import pytest
 import torch
+from live import Live
 from tiny import LONGEST, POLICIES, Tiny, tight
 
 from arkv import CachePolicy, Decoder, Grid, Store
 from arkv.attention.blocks import BLOCK
 from arkv.decoding.loop import Loop
+from arkv.decoding.noise import seed_keys
+from arkv.decoding.sampling import Sampling
 from arkv.errors import MemoryLimitError
 from arkv.estimate import available_memory, check_memory, estimate, format_bytes, rows_of
 
@@ -61,6 +64,33 @@ def test_bytes_of_unequal_heads_are_those_that_are_allocated(
     slots = sum(length + min(budget + 5, 20) for layer in budgets for budget in layer)
     assert estimated.kv == store.kv_bytes == rows * slots * 2 * 8 * dtype.itemsize
     assert 0 <= estimated.statistics - (store.nbytes - store.kv_bytes) <= spare(store)
+
+
+@pytest.mark.parametrize("name", [name for name in POLICIES if name != "rkv"])  # its score has its own
+@torch.inference_mode()
+def test_scratch_is_at_most_what_was_estimated_and_no_small_part_of_it(name: str) -> None:
+    """Counted as tensors come and go, at a prefill and over two lines with their evictions."""
+    model = Tiny(Grid(4, 5), layers=3, heads=4, kv_heads=4)
+    policy, prompts = tight(name, model), model.example_prompts(6, 0)
+    condition, sampling = model.condition(prompts, True), Sampling(1.5)
+    loop = Loop(model, policy, *condition.mask.shape, "none", True)
+    with Live() as live:
+        loop.begin_(condition, seed_keys(range(len(prompts))), sampling)
+        for line in range(2):
+            loop.decode_(range(5 * line, 5 * line + 5), sampling)
+    estimated = estimate(model, policy, len(prompts), True, condition.mask.shape[1]).scratch
+    assert estimated / 3 < live.peak <= estimated
+
+
+def test_graphs_and_workspaces_are_counted_where_there_are_any() -> None:
+    model, policy = Tiny(), tight("linear", Tiny())
+    eager, captured = (estimate(model, policy, 3, compile=mode) for mode in ("inductor", "cudagraphs"))
+    assert (eager.graphs, eager.workspaces) == (0, 0)
+    # Captures have a stream of their own, and cuBLAS a workspace for each.
+    assert captured.workspaces == 2 * 32 * 2**20
+    assert 0 < captured.graphs < captured.scratch
+    assert captured.batch == captured.total - captured.weights
+    assert sum(dict(rows_of(captured)).values()) == captured.total * 2 + captured.full_kv
 
 
 def test_the_longest_prompt_and_the_models_dtype_are_assumed() -> None:

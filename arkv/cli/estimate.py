@@ -9,7 +9,7 @@ from arkv.cli.policies import told
 from arkv.cli.tables import print_table
 from arkv.errors import ArkvError
 from arkv.jobs.loading import Dtype, ShapeOptions
-from arkv.jobs.recipe import GuidanceOption, KvDtypeOption, PolicyOptions, policy_text
+from arkv.jobs.recipe import CompileOption, GuidanceOption, KvDtypeOption, PolicyOptions, policy_text
 from arkv.options import Bytes, OptionError, Plain, Positive, option, options
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ USUAL_RATIO = "1/6"
 
 
 @options
-class EstimateOptions(PolicyOptions, GuidanceOption, ShapeOptions, KvDtypeOption):
+class EstimateOptions(PolicyOptions, GuidanceOption, ShapeOptions, CompileOption, KvDtypeOption):
     """Options of `arkv estimate`."""
 
     SECTION = "What to estimate"
@@ -74,7 +74,9 @@ def _print_bytes(given: EstimateOptions, model: Model, guided: bool, condition: 
 
     policy, pictures = given.load_policy(), given.batch_size or 1
     dtype = torch_dtype(given.dtype)
-    estimated = estimate(model, policy, pictures, guided, condition, dtype, given.kv_dtype)
+    estimated = estimate(
+        model, policy, pictures, guided, condition, dtype, given.kv_dtype, compile=given.compile
+    )
     rows = [(name, format_bytes(count), f"{count:,}") for name, count in rows_of(estimated).items()]
     text, count = policy_text(given.policy, policy), f"{pictures} picture{'s' * (pictures > 1)}"
     print(f"{given.model}, {text}, {count}, {_rows(guided)}, {_stored(given)}")
@@ -96,9 +98,17 @@ def _print_pictures(given: EstimateOptions, model: Model, guided: bool, conditio
         try:
             (one,) = configurations([text], [ratio], [1])
             policy = load_policy(one.policy)
-            single = estimate(model, policy, 1, guided, condition, kv_dtype=given.kv_dtype)
+            single = estimate(
+                model, policy, 1, guided, condition, kv_dtype=given.kv_dtype, compile=given.compile
+            )
             fits = pictures_within(
-                max(0, memory - single.weights), model, policy, guided, condition, given.kv_dtype
+                max(0, memory - single.weights),
+                model,
+                policy,
+                guided,
+                condition,
+                given.kv_dtype,
+                compile=given.compile,
             )
             share = f"{single.kv / single.full_kv:.1%}"
             rows.append((one.policy, f"{fits:,}", format_bytes(single.batch), share))

@@ -183,7 +183,8 @@ class PolicyEngine(Engine):
         if self._loop is None:
             rows, length = condition.mask.shape
             pictures = rows // 2 if self._guided else rows
-            check_memory(self._model, self._policy, pictures, self._guided, length, self._kv_dtype)
+            batch = (self._model, self._policy, pictures, self._guided, length)
+            check_memory(*batch, self._kv_dtype, compile=self._compile)
             self._loop = Loop(
                 self._model, self._policy, rows, length, self._compile, self._guided, self._kv_dtype
             )
