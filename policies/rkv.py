@@ -114,9 +114,9 @@ class RKV(RankedPolicy):
         keys = [leaf.view(held.shape[1], -1, store.head_dim) for leaf in store.keys]
         parts = parts_of(keys[0])
         of_parts = [
-            similarities(*part, self.threshold, self.as_published)
-            for layer in zip(keys, held, strict=True)
-            for part in zip(*(x.chunk(parts) for x in layer), strict=True)
+            similarities(some, places, self.threshold, self.as_published)
+            for leaf, layer in zip(keys, held, strict=True)
+            for some, places in zip(leaf.chunk(parts), layer.chunk(parts), strict=True)
         ]
         repeats = torch.cat(of_parts).view_as(order)
         return (self.lambda_ * importance - (1 - self.lambda_) * shares(repeats, order)).flatten(2)
