@@ -44,7 +44,7 @@ class RKV(RankedPolicy):
     queries, as in the published code (the paper pools every query's attention before the mean). Every row has
     the similarities of its own keys (the published code applies those of the first row to all).
 
-    Every head has to have as many slots as the next. Similarities are computed for so many heads at a time
+    Every head has to have as many slots as the next. Similarities are computed for so many rows at a time
     that they take less than the keys of a layer.
 
     Attributes:
@@ -110,12 +110,11 @@ class RKV(RankedPolicy):
         order = store.by_head(self.order(store))
         importance = pooled_by_age(store.by_head(store["importance"]), order, self.kernel)
         # A part at a time: all similarities of a layer would be far more than its keys.
-        held = order.flatten(1, 2)
-        keys = [leaf.view(held.shape[1], -1, store.head_dim) for leaf in store.keys]
+        keys = [leaf.unflatten(1, (store.kv_heads, -1)) for leaf in store.keys]
         parts = parts_of(keys[0])
         of_parts = [
             similarities(some, places, self.threshold, self.as_published)
-            for leaf, layer in zip(keys, held, strict=True)
+            for leaf, layer in zip(keys, order, strict=True)
             for some, places in zip(leaf.chunk(parts), layer.chunk(parts), strict=True)
         ]
         repeats = torch.cat(of_parts).view_as(order)
@@ -220,13 +219,13 @@ def shares(repeats: Tensor, order: Tensor) -> Tensor:
 
 
 def parts_of(keys: Tensor) -> int:
-    """Into how many parts of one size heads are cut, so that a part's similarities are less than all keys.
+    """Into how many parts of one size rows are cut, so that a part's similarities are less than all keys.
 
     Args:
-        keys: `[rows * kv_heads, slots, head_dim]`.
+        keys: `[rows, kv_heads, slots, head_dim]`.
     """
-    heads, slots, head_dim = keys.shape
-    parts = min(torch.float32.itemsize * max(slots, head_dim) // (head_dim * keys.element_size()) + 1, heads)
-    while heads % parts:
+    rows, _, slots, head_dim = keys.shape
+    parts = min(torch.float32.itemsize * max(slots, head_dim) // (head_dim * keys.element_size()) + 1, rows)
+    while rows % parts:
         parts += 1
     return parts
