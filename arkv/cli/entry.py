@@ -80,12 +80,12 @@ def _told(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _streams() -> Iterator[None]:
-    """Streams that take whatever is written: to nowhere without a console, and any character."""
+    """Streams that take whatever is written: to nowhere where there is none, and any character."""
     before = sys.stdout, sys.stderr
     with contextlib.ExitStack() as opened:
         for name in ("stdout", "stderr"):
             stream = getattr(sys, name)
-            if stream is None:
+            if stream is None or getattr(stream, "closed", False):
                 nowhere = opened.enter_context(open(os.devnull, "w", encoding="utf-8"))
                 setattr(sys, name, nowhere)
             elif getattr(stream, "errors", None) == "strict" and hasattr(stream, "reconfigure"):

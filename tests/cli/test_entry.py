@@ -96,15 +96,19 @@ def test_what_nobody_expected_is_one_line_and_a_traceback_if_asked_for(
         main([str(flag) for flag in flags])
 
 
+@pytest.mark.parametrize("closed", [False, True], ids=["none", "closed"])
 @pytest.mark.parametrize("missing", ["stdout", "stderr"])
 def test_without_a_console_nothing_is_missed(
-    missing: str, tiny: Scenes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    missing: str, closed: bool, tiny: Scenes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys, missing, None)
+    stream = open(os.devnull, "w") if closed else None  # noqa: SIM115
+    if stream is not None:
+        stream.close()
+    monkeypatch.setattr(sys, missing, stream)
     assert main(["policies"]) == 0
     assert main(["generate", "--out", str(tmp_path / "x.jpg"), *picture_of("a")]) == 1
     assert main(["generate", "--out", str(tmp_path / "x.png"), *picture_of(PROMPTS[0])]) == 0
-    assert getattr(sys, missing) is None
+    assert getattr(sys, missing) is stream
     with pytest.raises(SystemExit):
         main(["--help"])
     with pytest.raises(SystemExit):
