@@ -49,6 +49,11 @@ class ArkvWarning(UserWarning):
     """Something went on that its owner should know of."""
 
 
+def one_line(error: BaseException) -> str:
+    """Type and message of somebody else's exception, without line breaks."""
+    return " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
+
+
 def warn(text: str) -> None:
     """Tell in one line of something that the work goes on with."""
     warnings.warn(text, ArkvWarning, stacklevel=3)

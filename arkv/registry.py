@@ -15,7 +15,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from arkv.errors import ArkvError, CheckpointError, Terminated, UnknownNameError, warn
+from arkv.errors import ArkvError, CheckpointError, Terminated, UnknownNameError, one_line, warn
 from arkv.options import shown, split_commas
 from arkv.parameters import check_parameters, parse_parameters
 from arkv.patience import within
@@ -121,11 +121,6 @@ def load_class(kind: Kind, name: str) -> Any:
             f"the {kind} {name!r} of {_origin(points[name])} is {points[name].value}: expected {wanted}"
         )
     return loaded
-
-
-def one_line(error: BaseException) -> str:
-    """Type and message of somebody else's exception, without line breaks."""
-    return " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
 
 
 def load_policy(name: str, **parameters: Any) -> CachePolicy:

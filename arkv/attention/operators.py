@@ -1,4 +1,4 @@
-"""Attention over slots as custom operators: Triton on CUDA, the plain functions everywhere else.
+"""Attention over slots as custom operators: Triton on CUDA, C++ on CPUs, the plain functions elsewhere.
 
 `arkv.attention.reference` is the specification. The operators compute the same with one read of keys and
 values, are opaque to `torch.compile`, never wait for the device and can be captured in a CUDA graph.
@@ -18,14 +18,22 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from arkv.attention import reference
+from arkv.attention import cpu, reference
 from arkv.attention.blocks import Blocks, owners_of
 from arkv.attention.reference import Attended
+from arkv.attention.window import window_attention
 
 
 @cache
-def available(device: torch.device) -> bool:
-    """Whether the operators have kernels of their own there: on CUDA, if Triton is installed."""
+def available(device: torch.device, dtype: torch.dtype = torch.float32) -> bool:
+    """Whether the operators have kernels of their own there; for a CPU they are built at the first call.
+
+    Args:
+        device: on CUDA, if Triton is installed; on the CPU, if there is a compiler.
+        dtype: of queries.
+    """
+    if device.type == "cpu":
+        return dtype in cpu.DTYPES and cpu.load()
     return device.type == "cuda" and find_spec("triton") is not None
 
 
@@ -42,14 +50,16 @@ def slot_attention(
     scores: Tensor | None = None,
     blocks: Blocks | None = None,
 ) -> Attended:
-    """Softmax attention of one query a head over slots in any order.
+    """Softmax attention of one query a head over slots in any order; on the CPU also of several.
 
     Without `blocks` as `arkv.attention.reference.slot_attention`, with them as `ragged_attention` there:
     where the plain function asks for the head of each slot, the operator asks for the slots of each head, in
-    blocks, so that no program meets a slot that is not its head's.
+    blocks, so that no program meets a slot that is not its head's. Several queries are as
+    `arkv.attention.window.window_attention` says; then `visible`, mass and scores have tokens, too:
+    `[rows, tokens, slots]`.
 
     Args:
-        query: `[rows, heads, head_dim]`.
+        query: `[rows, heads, head_dim]`, or `[rows, tokens, heads, head_dim]`.
         keys: `[rows, slots, head_dim]`, a leaf of the store. Of the dtype of `query` or, with a scale,
             int8 or float8_e4m3fn.
         values: as `keys`.
@@ -98,14 +108,16 @@ def _anywhere(
     needs = frozenset(name for name, room in rooms.items() if room is not None)
     leaf, scales = (query, keys, values, visible), (key_scale, value_scale)
     blocks = _blocks(slot, filled, head)
-    if blocks is None:
+    owner = None if blocks is None else owners_of(blocks, keys.shape[1], kv_heads)
+    if query.ndim == 4:
+        attended = window_attention(*leaf, kv_heads, owner, needs, *scales)
+    elif owner is None:
         attended = reference.slot_attention(*leaf, kv_heads, needs, *scales)
     else:
-        owner = owners_of(blocks, keys.shape[1], kv_heads)
         attended = reference.ragged_attention(*leaf, owner, kv_heads, needs, *scales)
     for room, found in ((mass, attended.mass), (scores, attended.scores)):
         if room is not None and found is not None:
-            room[:, : found.shape[1]] = found
+            room[..., : found.shape[-1]] = found
     return attended.output.contiguous()
 
 

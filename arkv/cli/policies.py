@@ -8,7 +8,7 @@ from typing import Any
 
 from arkv.cli.parser import Command
 from arkv.cli.tables import print_table
-from arkv.errors import ArkvError
+from arkv.errors import ArkvError, one_line
 from arkv.options import Filled, expected, option, options
 
 
@@ -92,8 +92,6 @@ def _meanings(policy_class: type) -> dict[str, str]:
 
 def told(error: Exception) -> str:
     """An exception in one line; our own speak for themselves."""
-    from arkv.registry import one_line
-
     return " ".join(str(error).split()) if isinstance(error, ArkvError) else one_line(error)
 
 

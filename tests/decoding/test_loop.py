@@ -414,18 +414,20 @@ def test_after_guidance_only_the_conditional_rows_are_fed(
 def test_a_loop_with_kernels_draws_what_one_without_does(
     name: str, kv_dtype: Any, compile: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On the CPU the operators are the plain functions, but for where mass and scores are written."""
+    """Mass and scores are written where the policy reads them, and what is hidden is not read."""
     model = Tiny(GRID)
     policies = [build("full", GRID.tokens) if name == "full" else tight(name, model)]
     if name == "linear":
         policies.append(tight(name, model, scoring="raw"))
     for policy in policies:
         settings: dict[str, Any] = {"guidance": 1.5, "temperature": 1.5, "window": 1}
-        plain = Decoder(model, policy, kv_dtype=kv_dtype).generate(PROMPTS, **settings)
-        with monkeypatch.context() as patched:
-            patched.setattr(operators, "available", lambda device: True)
-            got = Decoder(model, policy, compile, kv_dtype=kv_dtype).generate(PROMPTS, **settings)
-        assert torch.equal(got.tokens, plain.tokens)
+        drawn = []
+        for kernels, mode in ((False, "none"), (True, compile)):
+            with monkeypatch.context() as patched:
+                patched.setattr(operators, "available", lambda *_, kernels=kernels: kernels)
+                decoder = Decoder(model, policy, mode, kv_dtype=kv_dtype)
+                drawn.append(decoder.generate(PROMPTS, **settings).tokens)
+        assert torch.equal(*drawn)
 
 
 def test_a_picture_that_went_wrong_after_guidance_does_not_spoil_the_next() -> None:
