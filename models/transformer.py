@@ -142,10 +142,13 @@ class Block(nn.Module):
         """
         projected = self.qkv(self.attention_norm(hidden))
         projected = projected.unflatten(-1, (-1, self.head_dim))
-        query, key, value = projected.split([self.heads, self.kv_heads, self.kv_heads], dim=-2)
         if self.query_norm is not None and self.key_norm is not None:
-            query, key = self.query_norm(query), self.key_norm(key)
-        return rotate(query, rotation), rotate(key, rotation), value
+            query, key, value = projected.split([self.heads, self.kv_heads, self.kv_heads], dim=-2)
+            return rotate(self.query_norm(query), rotation), rotate(self.key_norm(key), rotation), value
+        # Both at once: run eagerly, a step of a small model is as long as its list of operations.
+        both, value = projected.split([self.heads + self.kv_heads, self.kv_heads], dim=-2)
+        query, key = rotate(both, rotation).split([self.heads, self.kv_heads], dim=-2)
+        return query, key, value
 
     def merge(self, hidden: Tensor, attended: Tensor) -> Tensor:
         """Add attention's result and the MLP to the residual stream.
