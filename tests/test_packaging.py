@@ -105,8 +105,9 @@ def test_wheel_has_every_module(wheel: Path, folder: str) -> None:
     assert not missing, f"list the package in pyproject.toml: {sorted(missing)}"
 
 
-def test_wheel_has_types_and_licence(wheel: Path) -> None:
+def test_wheel_has_types_licence_and_the_source_of_the_kernel(wheel: Path) -> None:
     assert "arkv/py.typed" in names(wheel)
+    assert "arkv/attention/cpu_kernels.cpp" in names(wheel)  # built where it is needed
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names(wheel))
 
 
