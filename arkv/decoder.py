@@ -54,8 +54,8 @@ class Decoder:
         compile: "none" runs eagerly and starts at once; "inductor" compiles one block for all layers,
             which takes a while at the first picture of every batch size and is faster from then on;
             "cudagraphs" does so, too, and replays whole lines as CUDA graphs: the fastest on a GPU.
-        kv_dtype: "int8" or "fp8" to store keys and values in eight bits, with a scale for every slot; None
-            for the model's own dtype.
+        kv_dtype: "int8" or "fp8" to store keys and values in eight bits, with a scale for every slot, or
+            "int4", in four, with a scale and a zero for 32 numbers; None for the model's own dtype.
 
     A decoder is what its constructor said: `model`, `policy`, `plan`, `compile` and `kv_dtype` can be read
     and not set. The model is put into evaluation mode. Threads that use one decoder wait for each other; a

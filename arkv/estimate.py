@@ -9,7 +9,7 @@ from math import prod
 import torch
 
 from arkv.attention.blocks import BLOCK
-from arkv.attention.quantization import SCALE_DTYPE, is_quantized, storage_dtype
+from arkv.attention.quantization import PACKED, slot_bytes, storage_dtype
 from arkv.errors import MemoryLimitError
 from arkv.machine.memory import available_memory
 from arkv.model import Model, ModelSpec
@@ -79,7 +79,7 @@ def estimate(
         guided: whether every picture has an unconditional row too.
         condition: condition tokens of a row; None for the most a prompt can have.
         dtype: of weights, keys and values; None for the model's own.
-        kv_dtype: "int8" or "fp8" for keys and values in eight bits; None for `dtype`.
+        kv_dtype: "int8", "fp8" or "int4" for keys and values in eight or four bits; None for `dtype`.
         window: tokens of a picture that a pass takes.
         compile: as for `arkv.Decoder`; what "cudagraphs" keeps is there on a GPU only.
 
@@ -99,8 +99,6 @@ def estimate(
     widest = max(pools)
     slots = spec.layers * rows * widest
     stored = storage_dtype(kv_dtype, dtype)
-    scale_bytes = SCALE_DTYPE.itemsize if is_quantized(stored) else 0
-    slot_bytes = 2 * (spec.head_dim * stored.itemsize + scale_bytes)
     field_bytes = torch.int32.itemsize + sum(kind.itemsize for kind in policy.fields.values())
 
     of_heads = sizes_of(policy.head_fields, spec.grid).values()
@@ -113,6 +111,9 @@ def estimate(
     layout = owners * (8 * widest + 9 * places + 8 * places // BLOCK)
     # As many slots of one layer are turned into the dtype of the products where they are stored narrower.
     widened = 0 if stored == dtype else rows * widest * 2 * spec.head_dim * dtype.itemsize
+    widened += (
+        rows * widest * spec.head_dim * 12 if stored == PACKED else 0
+    )  # and of keys or values in float32
     weighed = rows * spec.heads * widest * 4 * 4 if unequal else 0
 
     # One row's widest activations (inside of the MLP beside the residual stream), in float32 twice over.
@@ -142,7 +143,7 @@ def estimate(
             p.numel() * (dtype if p.dtype == model.dtype else p.dtype).itemsize for p in model.parameters()
         )
         + sum(b.numel() * b.element_size() for b in model.buffers()),
-        kv=rows * sum(pools) * slot_bytes,
+        kv=rows * sum(pools) * 2 * slot_bytes(stored, spec.head_dim),
         full_kv=heads * (condition + spec.grid.tokens) * 2 * spec.head_dim * dtype.itemsize,
         statistics=slots * field_bytes + heads * head_bytes + layout,
         scratch=max(prefill, step, ranking) + widest_weight + handed_on,

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from arkv.attention.blocks import BLOCK, Blocks, blocks_of
-from arkv.attention.quantization import SCALE_DTYPE, is_quantized, quantize
+from arkv.attention.quantization import dequantize, quantize, scale_shape, stored_width
 from arkv.errors import ArkvError
 from arkv.grid import Grid
 from arkv.model import ModelSpec
@@ -65,10 +65,11 @@ class Store:
         plan: budgets and period.
         tensors: the locked TensorDict with leaves `keys`/`values` -> `"0"`, `"1"`, ..., `slots` ->
             `position` and the statistics, `heads` -> the per-head statistics.
-        keys: the key leaves by layer, `[rows, pool, head_dim]`.
+        keys: the key leaves by layer, `[rows, pool, head_dim]`, or half as wide with two codes a byte.
         values: the value leaves by layer.
-        key_scales: by layer what stored keys are to be multiplied by, float32 `[rows, pool]`; None where they
-            are stored as they are (see `arkv.attention.quantization`).
+        key_scales: by layer what makes numbers of stored codes, float32 `[rows, pool]` or, of codes of four
+            bits, `[rows, pool, 2 groups]`; None where keys are stored as they are (see
+            `arkv.attention.quantization`).
         value_scales: the same for values.
         position: int32 `[layers, rows, slots]`: index of the visual token in each slot, or `FREE`,
             `CONDITION`, `PADDING`.
@@ -117,9 +118,10 @@ class Store:
             }
 
         kinds = ("keys", "values")
-        kept = {kind: leaves(kind, dtype, self.head_dim) for kind in kinds}
-        if is_quantized(dtype):
-            kept |= {f"{kind}_scale": leaves(f"{kind}_scale", SCALE_DTYPE) for kind in kinds}
+        kept = {kind: leaves(kind, dtype, stored_width(dtype, self.head_dim)) for kind in kinds}
+        if beside_codes := scale_shape(dtype, self.head_dim):
+            scale, size = beside_codes
+            kept |= {f"{kind}_scale": leaves(f"{kind}_scale", scale, *size) for kind in kinds}
         shape = (self.layers, rows, self.slots)
         statistics = {name: torch.zeros(shape, dtype=kind, device=device) for name, kind in fields.items()}
         of_heads = {
@@ -229,6 +231,14 @@ class Store:
     def nbytes(self) -> int:
         """Bytes allocated in all: keys, values, positions, statistics and the layout of unequal heads."""
         return sum(leaf.nbytes for leaf in self.tensors.values(include_nested=True, leaves_only=True))
+
+    def key_numbers(self, layer: int) -> Tensor:
+        """What the stored keys of a layer stand for, `[rows, pool, head_dim]`.
+
+        The leaf itself where they are stored as they are, else new memory in float32.
+        """
+        keys, scale = self.keys[layer], self.key_scales[layer]
+        return keys if scale is None else dequantize(keys, scale, torch.float32)
 
     def by_head(self, x: Tensor) -> Tensor:
         """View `[..., slots]` as `[..., kv_heads, capacity]`.
@@ -379,7 +389,7 @@ def write_(leaf: Tensor, slots: Tensor, new: Tensor, scale: Tensor | None = None
             Inductor of torch 2.11 would copy.
         slots: int64 `[rows, kv_heads]`, of this layer, from `Store.claim_`.
         new: `[rows, 1, kv_heads, head_dim]`.
-        scale: float32 `[rows, slots]`, what stands beside a leaf of eight bits.
+        scale: `[rows, slots, ...]`, what stands beside a leaf of codes.
     """
     new = new[:, 0]
     rows = torch.arange(len(leaf), device=leaf.device)[:, None]

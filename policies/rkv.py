@@ -110,13 +110,14 @@ class RKV(RankedPolicy):
         order = store.by_head(self.order(store))
         importance = pooled_by_age(store.by_head(store["importance"]), order, self.kernel)
         # A part at a time: all similarities of a layer would be far more than its keys.
-        keys = [leaf.unflatten(1, (store.kv_heads, -1)) for leaf in store.keys]
-        parts = parts_of(keys[0])
-        of_parts = [
-            similarities(some, places, self.threshold, self.as_published)
-            for leaf, layer in zip(keys, order, strict=True)
-            for some, places in zip(leaf.chunk(parts), layer.chunk(parts), strict=True)
-        ]
+        of_parts = []
+        for layer, held in enumerate(order):
+            keys = store.key_numbers(layer).unflatten(1, (store.kv_heads, -1))
+            parts = parts_of(keys)
+            of_parts += [
+                similarities(some, places, self.threshold, self.as_published)
+                for some, places in zip(keys.chunk(parts), held.chunk(parts), strict=True)
+            ]
         repeats = torch.cat(of_parts).view_as(order)
         return (self.lambda_ * importance - (1 - self.lambda_) * shares(repeats, order)).flatten(2)
 

@@ -20,8 +20,10 @@ from torch import Tensor
 
 from arkv.attention import cpu, reference
 from arkv.attention.blocks import Blocks, owners_of
+from arkv.attention.quantization import PACKED
 from arkv.attention.reference import Attended
 from arkv.attention.window import window_attention
+from arkv.errors import ArkvError
 
 
 @cache
@@ -35,6 +37,11 @@ def available(device: torch.device, dtype: torch.dtype = torch.float32) -> bool:
     if device.type == "cpu":
         return dtype in cpu.DTYPES and cpu.load()
     return device.type == "cuda" and find_spec("triton") is not None
+
+
+def reads(dtype: torch.dtype) -> bool:
+    """Whether kernels read keys and values stored so; two codes a byte are for the plain functions."""
+    return dtype != PACKED
 
 
 def slot_attention(
@@ -137,6 +144,11 @@ def _on_cuda(
 ) -> Tensor:
     from arkv.attention.triton_kernels import attend
 
+    if not reads(keys.dtype):
+        raise ArkvError(
+            "kernels do not read keys and values of two codes a byte: call arkv.attention.reference, or "
+            "store them as int8"
+        )
     blocks = _blocks(slot, filled, head)
     return attend(query, keys, values, visible, blocks, kv_heads, mass, scores, key_scale, value_scale)
 

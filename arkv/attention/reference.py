@@ -85,12 +85,12 @@ def slot_attention(
 
     Args:
         query: `[rows, heads, head_dim]`.
-        keys: `[rows, slots, head_dim]`, a leaf of the store: the key heads one after the other.
+        keys: `[rows, slots, head_dim]`, or codes, a leaf of the store: the key heads one after the other.
         values: as `keys`.
         visible: bool `[rows, slots]`; slots where it is False get no weight.
         kv_heads: key heads; divides `heads` and `slots`.
         needs: "mass" and "scores", as far as they are wanted.
-        key_scale: float32 `[rows, slots]`, by which keys of eight bits are multiplied; None for others.
+        key_scale: what makes numbers of codes (see `arkv.attention.quantization`); None for others.
         value_scale: likewise for values.
         reach: the first slots of each head that are read; the others must be hidden. None for all.
     """
@@ -172,14 +172,14 @@ def ragged_attention(
 
     Args:
         query: `[rows, heads, head_dim]`.
-        keys: `[rows, slots, head_dim]`, a leaf of the store.
+        keys: `[rows, slots, head_dim]`, or codes, a leaf of the store.
         values: as `keys`.
         visible: bool `[rows, slots]`; slots where it is False get no weight.
         owner: int64 `[1 or rows, slots]`, the key head that each slot belongs to; `kv_heads` for one of
             nobody's, which gets no weight.
         kv_heads: key heads; divides `heads`.
         needs: "mass" and "scores", as far as they are wanted.
-        key_scale: float32 `[rows, slots]`, by which keys of eight bits are multiplied; None for others.
+        key_scale: what makes numbers of codes (see `arkv.attention.quantization`); None for others.
         value_scale: likewise for values.
     """
     query = query.unflatten(1, (kv_heads, -1)) * query.shape[-1] ** -0.5

@@ -28,14 +28,14 @@ def window_attention(
 
     Args:
         query: `[rows, tokens, heads, head_dim]`.
-        keys: `[rows, slots, head_dim]`, a leaf of the store.
+        keys: `[rows, slots, head_dim]`, or codes, a leaf of the store.
         values: as `keys`.
         visible: bool `[rows, tokens, slots]`; slots where it is False get no weight.
         kv_heads: key heads; divides `heads`.
         owner: int64 `[1 or rows, slots]`, the key head that each slot belongs to, `kv_heads` for one of
             nobody's; None where the key heads have as many slots each, one head after the other.
         needs: "mass" and "scores", as far as they are wanted.
-        key_scale: float32 `[rows, slots]`, by which keys of eight bits are multiplied; None for others.
+        key_scale: what makes numbers of codes (see `arkv.attention.quantization`); None for others.
         value_scale: likewise for values.
 
     Returns:

@@ -31,7 +31,10 @@ if TYPE_CHECKING:
     from arkv.study.evaluation_figure import Against
 
 KvDtypes = Annotated[
-    tuple[Literal["own"] | KvDtype, ...], AtLeastOne, CommaList, Says("own, int8 or fp8, as in own,int8")
+    tuple[Literal["own"] | KvDtype, ...],
+    AtLeastOne,
+    CommaList,
+    Says("own, int8, fp8 or int4, as in own,int8"),
 ]
 
 

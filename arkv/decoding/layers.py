@@ -15,9 +15,9 @@ class Layer(NamedTuple):
     """Views of one layer, which follow the store. `pool` is the layer's number of slots.
 
     Attributes:
-        keys: `[rows, pool, head_dim]`, written in place.
+        keys: `[rows, pool, head_dim]`, or codes, written in place.
         values: as `keys`.
-        key_scale: float32 `[rows, pool]` beside keys of eight bits, else None.
+        key_scale: what stands beside keys in codes, else None.
         value_scale: likewise for values.
         layout: whose each slot is (see `layout_of_layer`); None if the heads are equal and lie one after the
             other.

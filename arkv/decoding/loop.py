@@ -42,7 +42,7 @@ class Loop:
         condition: condition tokens of a row, padding included.
         compile: "none" runs eagerly, "inductor" through `torch.compile`, "cudagraphs" replays whole lines.
         guided: whether the second half of the rows are the unconditional ones of the first half.
-        kv_dtype: "int8" or "fp8" to store keys and values in eight bits; None for the model's own dtype.
+        kv_dtype: "int8", "fp8" or "int4" to store keys and values so; None for the model's own dtype.
         beside: a loop whose first rows this one goes on with, in the same keys and values; None for a loop
             of its own.
 

@@ -54,7 +54,9 @@ class Step:
         self._model, self._policy, self._store, self._buffers = model, policy, store, buffers
         self._blocks = list(model.blocks)
         # Where there are kernels, they write what a policy is shown to where it reads it.
-        self._with_kernels = operators.available(store.position.device, model.dtype)
+        self._with_kernels = operators.available(store.position.device, model.dtype) and operators.reads(
+            store.keys[0].dtype
+        )
         self._rooms = {
             name: torch.zeros(
                 store.layers, store.rows, store.slots, dtype=torch.float32, device=store.position.device

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from arkv.policy import CachePolicy
 
 Compile = Literal["none", "inductor", "cudagraphs"]
-KvDtype = Literal["int8", "fp8"]
+KvDtype = Literal["int8", "fp8", "int4"]
 Guidance = Annotated[float, Ge(0), Plain]
 
 
@@ -114,7 +114,7 @@ class KvDtypeOption:
     SECTION = "Compute"
 
     kv_dtype: KvDtype | None = option(
-        default=None, help="store keys and values in eight bits (default: as the weights)"
+        default=None, help="store keys and values in eight or four bits (default: as the weights)"
     )
 
 

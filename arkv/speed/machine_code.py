@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from arkv.attention.blocks import BLOCK, Blocks
+from arkv.attention.operators import reads
 from arkv.attention.quantization import KV_DTYPES, is_quantized
 from arkv.errors import ArkvError
 from arkv.model import ModelSpec
@@ -159,7 +160,7 @@ def calls_for(spec: ModelSpec) -> list[Call]:
     looks = frozenset({"mass"})
     return [
         Call(*heads, capacity, torch.bfloat16, stored, needs, unequal)
-        for stored in (torch.bfloat16, *KV_DTYPES.values())
+        for stored in (torch.bfloat16, *filter(reads, KV_DTYPES.values()))
         for capacity, needs, unequal in (
             (full, frozenset(), False),
             (sixth, looks, False),

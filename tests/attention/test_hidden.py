@@ -12,6 +12,7 @@ from tiny import Tiny
 from torch import Tensor
 
 import arkv
+from arkv.attention.quantization import PACKED, quantize
 from arkv.attention.reference import Attended, causal_attention, ragged_attention, slot_attention
 
 BOTH = frozenset({"mass", "scores"})
@@ -30,11 +31,11 @@ def same(one: Attended, other: Attended) -> None:
 
 
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("narrow", [False, True], ids=["wide", "eight bits"])
+@pytest.mark.parametrize("stored", [None, torch.int8, PACKED], ids=["wide", "eight bits", "four bits"])
 @pytest.mark.parametrize("bad", BAD, ids=str)
 @given(seed=st.integers(0, 2**32 - 1), share=st.floats(0, 1), group=st.sampled_from([1, 2]))
 def test_nothing_hidden_reaches_the_sum_over_slots(
-    bad: float, narrow: bool, compiled: bool, seed: int, share: float, group: int
+    bad: float, stored: torch.dtype | None, compiled: bool, seed: int, share: float, group: int
 ) -> None:
     rng = torch.Generator().manual_seed(seed)
     rows, kv_heads, capacity, size = 2, 2, 5, 4
@@ -44,13 +45,12 @@ def test_nothing_hidden_reaches_the_sum_over_slots(
     visible = torch.rand(rows, slots, generator=rng) < share
     owner = torch.randint(kv_heads + 1, (rows, slots), generator=rng)
     scales: list[Tensor | None] = [None, None]
-    if narrow:
-        keys, values = ((20 * x).round().clamp(-127, 127).to(torch.int8) for x in (keys, values))
-        scales = [torch.rand(rows, slots, generator=rng) + 0.1 for _ in range(2)]
+    if stored is not None:
+        (keys, scales[0]), (values, scales[1]) = quantize(keys, stored), quantize(values, stored)
 
     def with_bad(hidden: Tensor) -> list[Any]:
-        """Codes of eight bits cannot be NaN; their scales can."""
-        wide = [x if narrow else poisoned(x, hidden, bad) for x in (keys, values)]
+        """Codes cannot be NaN; their scales can."""
+        wide = [x if stored else poisoned(x, hidden, bad) for x in (keys, values)]
         return [*wide, *(None if x is None else poisoned(x, hidden, bad) for x in scales)]
 
     dense, ragged = slot_attention, ragged_attention
@@ -79,7 +79,7 @@ def test_nothing_masked_reaches_the_sum_over_a_sequence(bad: float, seed: int, p
     assert torch.equal(got[mask], expected[mask])
 
 
-@pytest.mark.parametrize("kv_dtype", [None, "int8", "fp8"])
+@pytest.mark.parametrize("kv_dtype", [None, "int8", "int4"])
 @pytest.mark.parametrize("policy", ["full", "linear", "h2o", "diagonal", "adakv", "random"])
 def test_a_batch_after_one_of_nan_is_as_if_it_were_the_first(policy: str, kv_dtype: Any) -> None:
     ratio = {} if policy == "full" else {"ratio": "1/2"}

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arkv.attention.quantization import quantize
+from arkv.attention.quantization import PACKED, quantize
 from arkv.attention.reference import ragged_attention, slot_attention
 from arkv.attention.window import window_attention
 
@@ -20,7 +20,7 @@ BOTH = frozenset({"mass", "scores"})
     st.sampled_from([(1, 1), (2, 2), (4, 2), (6, 3)]),
     st.integers(1, 7),
     st.booleans(),
-    st.sampled_from([None, torch.int8]),
+    st.sampled_from([None, torch.int8, PACKED]),
     st.integers(0, 10**6),
 )
 def test_every_query_sees_what_it_would_see_alone(

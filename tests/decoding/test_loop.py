@@ -526,7 +526,7 @@ def test_a_line_may_be_launched_before_the_numbers_of_the_last_one_are_looked_at
             assert broken or torch.equal(*drawn)
 
 
-@pytest.mark.parametrize("kv_dtype", [None, "int8", "fp8"])
+@pytest.mark.parametrize("kv_dtype", [None, "int8", "int4"])
 @pytest.mark.parametrize("name", ["full", "linear", "adakv", "snapkv"])
 def test_what_is_hidden_cannot_reach_a_sum(name: str, kv_dtype: Any) -> None:
     """NaN in all that a batch before has left, and in the embedding that stands for padding."""

@@ -66,7 +66,7 @@ WAYS: list[dict[str, Any]] = [
     {"temperature": 0},
     {"temperature": 1.5, "top_k": 5, "top_p": 0.9},
     {"kv_dtype": "int8"},
-    {"kv_dtype": "fp8"},
+    {"kv_dtype": "int4"},
     {"batch_size": 2},
 ]
 
