@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from tables import evaluated
 
 from arkv.study.evaluation import Evaluation
+from arkv.study.pairs import Pair, pair
 
 Rows = Mapping[str, Evaluation]
 LINEAR = ("linear", "adakv:of=linear", "pyramid:of=linear")
@@ -97,6 +98,48 @@ def nothing_is_lost_at_one(rows: Rows, text: str) -> bool:
     return named(text) == set(others) and set(map(str, others.values())) == {fewer}
 
 
+def choice(rows: Rows, anchors: int, recent: int, scoring: str) -> Evaluation:
+    """LineAR with what its paper leaves open."""
+    return rows[f"linear:anchors={anchors},recent={recent},scoring={scoring},ratio=1/6"]
+
+
+def two_recent_lines(rows: Rows, text: str) -> bool:
+    """With two all choices keep up; with one none keeps four fifths."""
+    every = [(anchors, scoring) for anchors in (0, 4, 24) for scoring in ("softmax", "raw")]
+    enough = 0.8 * (rows["full"].accuracy.share if rows["full"].accuracy else 0)
+    return all(keeps(choice(rows, a, 48, s), rows["full"]) for a, s in every) and all(
+        accuracy.share < enough for a, s in every if (accuracy := choice(rows, a, 24, s).accuracy)
+    )
+
+
+def anchors_do_not_tell(rows: Rows, text: str) -> bool:
+    """No pair of them differs, where two lines are kept."""
+    differences = [
+        pair(choice(rows, 0, 48, scoring), choice(rows, anchors, 48, scoring))
+        for anchors in (4, 24)
+        for scoring in ("softmax", "raw")
+    ]
+    return all(each.low < 0 < each.high for each in differences)
+
+
+def a_middle_is_needed(rows: Rows, text: str) -> bool:
+    """A line of anchors beside three recent ones leaves none, and less than half is right."""
+    half = 0.5 * (rows["full"].accuracy.share if rows["full"].accuracy else 0)
+    found = [choice(rows, 24, 72, scoring).accuracy for scoring in ("softmax", "raw")]
+    return all(each is not None and each.share < half for each in found)
+
+
+def scores_do_not_tell(rows: Rows, text: str) -> bool:
+    """The two scores differ where one line is kept, and not where there are two."""
+
+    def raw_less_softmax(anchors: int, recent: int) -> Pair:
+        return pair(choice(rows, anchors, recent, "softmax"), choice(rows, anchors, recent, "raw"))
+
+    one = [raw_less_softmax(anchors, 24) for anchors in (0, 4)]
+    two = [raw_less_softmax(anchors, 48) for anchors in (0, 4, 24)]
+    return all(each.low > 0 for each in one) and all(each.low < 0 < each.high for each in two)
+
+
 CLAIMS: dict[str, Callable[[Rows, str], bool]] = {
     "At half of the tokens most keep 95% of what the full cache gets right.": little_is_lost_at_half,
     "LineAR, and the budgets built on its scores, keep the full cache's accuracy": linear_keeps_up,
@@ -104,7 +147,13 @@ CLAIMS: dict[str, Callable[[Rows, str], bool]] = {
     "eighth": last_looks_fall,
     "A window is not enough.": a_window_is_not_enough,
     "At ratio 1 nothing is lost, and every policy draws the full cache's pictures": nothing_is_lost_at_one,
+    "Two recent lines are enough, and one is not.": two_recent_lines,
+    "How many anchors there are does not tell.": anchors_do_not_tell,
+    "There has to be a middle.": a_middle_is_needed,
+    "Attention or raw scores do not tell where two lines are kept.": scores_do_not_tell,
 }
+SAID = {"scenes.md": "scenes", "linear.md": "linear"}
+"""The pages that say something, and the files of their rows."""
 
 
 def wrong_claims(page: str, name: str) -> list[str]:

@@ -1,6 +1,7 @@
 """Scores what LineAR's paper leaves open: how many anchors, how many recent lines, which score.
 
 python docs/results/linear_choices.py --out docs/results/linear.jsonl
+python docs/results/linear_choices.py --out docs/results/linear.jsonl --ratios 1/8
 
 Rows that the file has are not run again. `make results` prints the tables.
 """
@@ -14,7 +15,7 @@ LINE = 24
 ANCHORS = (0, 4, LINE)
 RECENT = (LINE, 2 * LINE, 3 * LINE)
 SCORING = ("softmax", "raw")
-RATIOS = ("1/6", "1/8")
+RATIOS = ("1/6",)
 
 
 def choices() -> list[str]:

@@ -35,12 +35,15 @@ def test_pages_are_what_their_rows_print(room: dict[str, ModuleType]) -> None:
 
 def test_every_sentence_is_held_by_numbers(room: dict[str, ModuleType]) -> None:
     page, wrong = (RESULTS / "scenes.md").read_text(), room["claims"].wrong_claims
-    assert not wrong(page, "scenes")
+    for each, rows in room["claims"].SAID.items():
+        assert not wrong((RESULTS / each).read_text(), rows)
     (told,) = wrong(page.replace("164 of 200", "165 of 200"), "scenes")
     assert told.startswith('the rows do not say "At ratio 1 nothing is lost')
     (told,) = wrong(page.replace("**A window is", "**A window of a line is"), "scenes")
     assert told.startswith("nothing holds '- **A window of a line is not enough.**")
     for lead, claim in room["claims"].CLAIMS.items():
+        if lead not in " ".join(page.split()):
+            continue
         rows = dict(room["claims"].evaluated("scenes"))
         said = " ".join(page[page.index(f"**{lead[:20]}") :].partition("\n- **")[0].split())
         assert claim(rows, said)
