@@ -51,9 +51,7 @@ def storage_dtype(kv_dtype: str | None, dtype: torch.dtype) -> torch.dtype:
     if kv_dtype is None:
         return dtype
     if not isinstance(kv_dtype, str) or kv_dtype not in KV_DTYPES:
-        raise ArkvError(
-            f"kv_dtype is {brief(kv_dtype)}: expected {', '.join(map(repr, KV_DTYPES))} or None"
-        )
+        raise ArkvError(f"kv_dtype is {brief(kv_dtype)}: expected {', '.join(map(repr, KV_DTYPES))} or None")
     return KV_DTYPES[kv_dtype]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ from typing import Any
 import arkv
 from arkv.errors import ArkvError
 from arkv.jobs.journal import read_journal
-from arkv.jobs.provenance import changes, facts_of_model, prompts_digest
+from arkv.jobs.provenance import Facts, changes, facts_of_class, facts_of_model, prompts_digest
 from arkv.model import Model
+from arkv.speed.contestant import Configuration
 from arkv.study.evaluation import Contender
 from arkv.study.labels import unlabelled
 
@@ -22,33 +24,44 @@ def stale_rows(path: Path) -> dict[str, list[str]]:
     Args:
         path: JSON lines of `arkv eval` or `arkv bench`.
     """
-    key = "case" if '"case":' in path.read_text(encoding="utf-8") else "policy"
-    run, rows, _ = read_journal(path, key)
+    timed = '"case":' in path.read_text(encoding="utf-8")
+    run, rows, _ = read_journal(path, "case" if timed else "policy")
     told: dict[str, list[str]] = {}
     for name, row in rows.items():
         there = row.get("decided_by")
-        here = {} if there is None else decided_by_here(run, row["policy"], row.get("model"))
-        if reasons := changes(there, here):
+        try:
+            here = {} if there is None else (timed_here if timed else evaluated_here)(run, row)
+            reasons = changes(there, here)
+        except ArkvError as error:
+            reasons = [str(error)]
+        if reasons:
             told.setdefault("; ".join(reasons), []).append(name)
     return told
 
 
-def decided_by_here(run: dict[str, Any], policy: str, model: str | None) -> dict[str, Any]:
-    """What would decide on a row now."""
-    text, kv_dtype = unlabelled(policy)
-    loaded, facts = loaded_model(model or run["model"])
-    prompts = loaded.example_prompts(run["prompts"], run["seed"])
+def evaluated_here(run: Mapping[str, Any], row: Mapping[str, Any]) -> Facts:
+    """What would decide on a row of `arkv eval` now."""
+    text, kv_dtype = unlabelled(row["policy"])
+    model, facts = loaded_model(run["model"], False)
+    prompts = model.example_prompts(run["prompts"], run["seed"])
     if json.loads(json.dumps(prompts)) != run["prompt_list"]:
         prompts = run["prompt_list"]  # those of a file, which are texts
     others = {"model": facts, "prompts": prompts_digest(prompts)}
-    try:
-        return dict(Contender.load(text, loaded, kv_dtype).decided_by(loaded, others))
-    except ArkvError as error:
-        return {"policy": f"gone: {error}", **others}
+    return Contender.load(text, model, kv_dtype).decided_by(model, others)
+
+
+def timed_here(run: Mapping[str, Any], row: Mapping[str, Any]) -> Facts:
+    """What would decide on a row of `arkv bench` now."""
+    random = bool((run.get("loading") or {}).get("random_weights"))
+    model, facts = loaded_model(row["model"], random)
+    return Configuration(row["policy"], row["batch_size"], row["memory"]).decided_by(model, {"model": facts})
 
 
 @cache
-def loaded_model(name: str) -> tuple[Model, Any]:
-    """A model, and whose code and weights it is."""
+def loaded_model(name: str, random: bool) -> tuple[Model, Facts]:
+    """A model, and whose code and weights it is; without numbers where they are drawn anyway."""
+    if random:
+        model = arkv.load_model(name, random_weights=True, device="meta")
+        return model, facts_of_class(type(model))
     model = arkv.load_model(name)
     return model, facts_of_model(model)
