@@ -14,7 +14,9 @@ import copy
 import json
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -24,6 +26,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import arkv
+from arkv.decoding.noise import seed_keys
+from arkv.decoding.sampling import Sampling
 from arkv.estimate import format_bytes
 from arkv.machine.instruments import Clock, PeakMemory
 from arkv.models.janus import JANUS_PRO_1B, JanusPro
@@ -38,7 +42,7 @@ from arkv.weights.quantized import layers, quantize_
 
 KINDS = ("int8", "int4")
 ROWS = (1, 2, 8, 64)
-STEPS, WARM = 12, 4
+WARM, LINES = 2, 2  # the second line is captured
 WIDTH, SIDE, PICTURES = 256, 8, 2
 
 
@@ -123,18 +127,15 @@ def steps(asked: argparse.Namespace) -> Iterator[dict[str, Any]]:
             engine = PolicyEngine(
                 model, arkv.load_policy("streaming", ratio="1/6"), asked.compile, guided=False
             )
-            engine.begin(model.condition(model.example_prompts(rows, seed=0), guided=False))
-            tokens = torch.zeros(rows, dtype=torch.long, device=model.device)
-            line = model.spec.grid.line
-            warm = 2 * line if asked.compile == "cudagraphs" else WARM  # the second line is captured
-            for position in range(warm):
-                engine.advance(tokens, position)
-            clock = Clock(asked.device)
+            condition = model.condition(model.example_prompts(rows, seed=0), guided=False)
+            engine.begin(condition, seed_keys(range(rows)).to(model.device), Sampling(1.0))
+            line, clock = model.spec.grid.line, Clock(asked.device)
+            for number in range(WARM + LINES):
+                if number >= WARM:
+                    clock.mark()
+                engine.decode(range(number * line, (number + 1) * line))
             clock.mark()
-            for position in range(warm, warm + STEPS):
-                engine.advance(tokens, position)
-                clock.mark()
-            seconds = median(clock.seconds())
+            seconds = median(clock.seconds()) / line
             yield {
                 "model": asked.model,
                 "weights": kind or "bfloat16",
@@ -149,19 +150,10 @@ def steps(asked: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 def peaks(asked: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Memory of a process at its highest while a file in bfloat16 is loaded, and of the weights in it."""
-    family = load_class("model", asked.model)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(1, get_context("spawn")) as pool:
         files = _write(arkv.load_model(asked.model, random_weights=True, device="meta"), Path(folder))
-
-        def build() -> Any:
-            return family(family.variant)
-
-        gauge = PeakMemory(asked.device)
-        model = load(
-            build, torch.bfloat16, asked.device, lambda module: [Part(slots_of(module), files)], asked.weights
-        )
-        pack_(model)
-        size, rise = sum(p.nbytes for p in model.parameters()), gauge.rise()
+        # In a process that has written nothing, whose memory would be used again.
+        size, rise = pool.submit(_loaded, asked.model, files, asked.weights, asked.device).result()
         yield {
             "model": asked.model,
             "weights": asked.weights,
@@ -170,6 +162,20 @@ def peaks(asked: argparse.Namespace) -> Iterator[dict[str, Any]]:
             "peak": "unknown" if rise is None else format_bytes(rise),
             "peak / in memory": float("nan") if rise is None else rise / size,
         }
+
+
+def _loaded(name: str, files: list[Path], weights: Any, device: torch.device) -> tuple[int, int | None]:
+    """Bytes of a model's weights, and of all that was taken at once while they were loaded."""
+    family = load_class("model", name)
+
+    def build() -> Any:
+        return family(family.variant)
+
+    load(build, torch.bfloat16, "meta", lambda module: [], weights)  # what is imported on the way
+    gauge = PeakMemory(device)
+    model = load(build, torch.bfloat16, device, lambda module: [Part(slots_of(module), files)], weights)
+    pack_(model)
+    return sum(p.nbytes for p in model.parameters()), gauge.rise()
 
 
 def _write(shape: arkv.Model, folder: Path) -> list[Path]:
