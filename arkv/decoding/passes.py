@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from arkv.attention import operators
+from arkv.attention.blocks import Blocks
 from arkv.attention.window import window_attention
 from arkv.decoding.buffers import Buffers
 from arkv.decoding.drafts import accept_
@@ -77,6 +79,7 @@ def pass_block(
     offsets: Tensor,
     kv_heads: int,
     shown: dict[str, Tensor],
+    with_kernels: bool,
 ) -> Tensor:
     """One block for a window: write keys and values, attend over the slots.
 
@@ -91,19 +94,23 @@ def pass_block(
         offsets: int64 `[rows, K]`, their places since the last eviction.
         kv_heads: key heads.
         shown: by what the policy needs, where to keep it until the end of the line, `[period, rows, ...]`.
+        with_kernels: whether attention is `arkv.attention.operators`'.
 
     Returns:
         The next hidden state.
     """
     query, key, value = block.project(hidden, rotation)
-    keys, values, key_scale, value_scale, owner, _ = layer
+    keys, values, key_scale, value_scale, layout, _ = layer
     write_(keys, slots.flatten(1), key.flatten(1, 2)[:, None], key_scale)
     write_(values, slots.flatten(1), value.flatten(1, 2)[:, None], value_scale)
     visible = seen_from[:, None, : keys.shape[1]] <= places[..., None]
     needs = frozenset(shown)
-    attended = window_attention(
-        query, keys, values, visible, kv_heads, cast("Tensor | None", owner), needs, key_scale, value_scale
-    )
+    leaf, scales = (query, keys, values, visible), (key_scale, value_scale)
+    if with_kernels:
+        blocks = cast("Blocks | None", layout)
+        attended = operators.slot_attention(*leaf, kv_heads, needs, *scales, blocks=blocks)
+    else:
+        attended = window_attention(*leaf, kv_heads, cast("Tensor | None", layout), needs, *scales)
     seen = {"mass": attended.mass, "scores": attended.scores, "queries": query}
     rows = torch.arange(len(places), device=places.device)[:, None]
     for name, kept in shown.items():

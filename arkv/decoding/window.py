@@ -22,6 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from arkv.attention import operators
 from arkv.decoding.buffers import Buffers
 from arkv.decoding.compiling import Compile, compiled
 from arkv.decoding.graphs import Look, Replayed, on_device
@@ -90,7 +91,9 @@ class Window:
         self._ahead = torch.arange(width, device=device)
         # By slot, from which place on it is seen.
         self._seen_from = torch.zeros(store.position.shape, dtype=torch.int32, device=device)
-        self._layers = layers_of(store, {}, False)
+        # Of several queries, only the CPU's kernel knows.
+        self._with_kernels = device.type == "cpu" and operators.available(device, model.dtype)
+        self._layers = layers_of(store, {}, self._with_kernels)
         self._period, self._reach = store.plan.period, reach_of(policy, store)
         self._slots = buffers.slots
         if self._reach > self._period:
@@ -244,6 +247,7 @@ class Window:
                     offsets,
                     store.kv_heads,
                     self._shown_by_layer[number],
+                    self._with_kernels,
                 )
             self._finish(
                 self._model, buffers, self.at, hidden, places, self._stop, store.grid, frozen, guided
