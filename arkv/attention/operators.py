@@ -57,7 +57,7 @@ def slot_attention(
     scores: Tensor | None = None,
     blocks: Blocks | None = None,
 ) -> Attended:
-    """Softmax attention of one query a head over slots in any order; on the CPU also of several.
+    """Softmax attention of one query a head over slots in any order, or of several.
 
     Without `blocks` as `arkv.attention.reference.slot_attention`, with them as `ragged_attention` there:
     where the plain function asks for the head of each slot, the operator asks for the slots of each head, in

@@ -1,6 +1,6 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
 # mypy: disable-error-code="import-not-found, import-untyped"
-"""Attention of one query a head over slots: flash-decoding in Triton.
+"""Attention of one query a head over slots, or of a window of them: flash-decoding in Triton.
 
 A first kernel reads the slots, each once. The slots of a head are one part, or several where they are many,
 and a part is a program's. A head of one part is finished by that program: output and mass are written where
@@ -15,7 +15,8 @@ Decoding is bound by the bytes of keys and values, and from that follows the res
 - One query a key head: products are multiplications and sums in float32. A matrix unit wants eight queries
   at the least, and what it would need to convert and to lay out costs more than it saves. Every lane of
   slots has a softmax of its own until the end, so that threads exchange nothing but the sum of a product.
-- Several queries a key head: matrix products, by which a tile is read once for all of them.
+- Several queries a key head, of a group or of a window of tokens: matrix products, by which a tile is read
+  once for all of them. In a window each token sees slots of its own.
 - All keys and values of a tile are on their way before the first of them is used.
 - Keys and values of a hidden slot are not loaded. A program stops at the last slot that may be looked at,
   so the full cache costs what is filled of it.
@@ -44,6 +45,8 @@ WORD = 16
 """Bytes that a thread loads at a time."""
 WARP = 32
 """Threads."""
+MOST_QUERIES = 64
+"""That a program takes of a window."""
 FLOAT8_FROM = (8, 9)
 """Compute capability that converts float8."""
 
@@ -83,7 +86,8 @@ def attend(
     """Launch the kernels; nothing waits for the device.
 
     Args:
-        query: `[rows, heads, head_dim]`.
+        query: `[rows, heads, head_dim]`, or of a window `[rows, tokens, heads, head_dim]`. Then `visible`,
+            `mass` and `scores` have tokens, too: `[rows, tokens, slots]`.
         keys: `[rows, slots, head_dim]`, contiguous.
         values: as `keys`.
         visible: bool `[rows, slots]`.
@@ -97,7 +101,7 @@ def attend(
         tuning: sizes to go by; None for what the table has.
 
     Returns:
-        `[rows, heads, head_dim]` in the dtype of `query`.
+        The shape and the dtype of `query`.
 
     Raises:
         ArkvError: keys or values are not contiguous, the heads are not as many as they say, or the GPU is
@@ -135,7 +139,11 @@ def launches_of(
 
     No device is asked, so that the tensors may be on the meta device.
     """
-    rows, heads, head_dim = query.shape
+    window = query.ndim == 4
+    if not window:  # of one token
+        query, visible = query[:, None], visible[:, None]
+        mass, scores = (room if room is None else room[:, None] for room in (mass, scores))
+    rows, tokens, heads, head_dim = query.shape
     slots, itemsize = keys.shape[1], keys.element_size()
     if not (keys.is_contiguous() and values.is_contiguous()):
         raise ArkvError("keys or values are not contiguous; give the leaves of the store as they are")
@@ -143,14 +151,18 @@ def launches_of(
         raise ArkvError(f"{kv_heads} key heads do not divide {heads} heads and {slots} slots")
     group, capacity = heads // kv_heads, slots // kv_heads
     if tuning is None:
-        tuning = tuning_of(Shape.of(group, head_dim, itemsize, blocks is not None))
+        tuning = tuning_of(Shape.of(group, head_dim, itemsize, blocks is not None, window))
     visible = visible.view(torch.uint8)
     visible = visible if visible.stride(-1) == 1 else visible.contiguous()
+    # A program takes so many tokens of a window.
+    groups = triton.next_power_of_2(group)
+    at_once = min(triton.next_power_of_2(tokens), max(MOST_QUERIES // groups, 1))
+    turns = -(-tokens // at_once)
     slot = filled = head = None
     if blocks is None:
         parts, share = parts_of(capacity, tuning)
         places, table, positions = kv_heads * parts, 0, slots
-        grid = (parts, kv_heads, rows)
+        grid = (parts * turns, kv_heads, rows)
     else:
         slot, filled, head = (x.contiguous() for x in blocks)
         filled = filled.view(torch.uint8)
@@ -159,22 +171,22 @@ def launches_of(
         places = head.shape[-1]
         # Rows may have one layout in common.
         table, positions = places if head.shape[0] == rows else 0, places * BLOCK
-        grid = (-(-positions // share), rows, 1)
+        grid = (-(-positions // share) * turns, rows, 1)
 
     observed = mass is not None or scores is not None
-    finished = parts == 1
+    finished = parts == 1 and not window
     output = query.new_empty(query.shape)
     part, greatest, total, logits = (
         query.new_empty(rows, *shape, dtype=torch.float32) if wanted else None
         for wanted, shape in (
-            (not finished, (places, group, head_dim)),
-            (not finished, (places, group)),
-            (not finished, (places, group)),
-            (observed, (group, positions)),
+            (not finished, (places, tokens * group, head_dim)),
+            (not finished, (places, tokens * group)),
+            (not finished, (places, tokens * group)),
+            (observed, (tokens * group, positions)),
         )
     )
     # As many numbers whatever the group.
-    wide = min(triton.next_power_of_2(capacity), max(WIDEST // triton.next_power_of_2(group), 1))
+    wide = min(triton.next_power_of_2(capacity), max(WIDEST // groups, 1))
     known = {
         "query": query.contiguous(),
         "keys": keys,
@@ -197,19 +209,25 @@ def launches_of(
         "positions": positions,
         "capacity": capacity,
         "share": share,
+        "tokens": tokens,
         "visible_stride": visible.stride(0),
+        "visible_step": visible.stride(1),
         "table_stride": table,
         "mass_stride": 0 if mass is None else mass.stride(0),
+        "mass_step": 0 if mass is None else mass.stride(1),
         "scores_stride": 0 if scores is None else scores.stride(0),
+        "scores_step": 0 if scores is None else scores.stride(1),
         "HEADS": kv_heads,
         "GROUP": group,
+        "TOKENS": at_once,
         "HEAD_DIM": head_dim,
         "PARTS": parts,
+        "FINISHED": finished,
         "SHARE": triton.next_power_of_2(share),
         "WIDE": wide,
         "TABLE": min(triton.next_power_of_2(places), WIDEST),
         "RUN": share // BLOCK,
-    } | tile_of(group, head_dim, itemsize, tuning)
+    } | tile_of(at_once * group, head_dim, itemsize, tuning)
 
     def launch(kernel: Any, grid: tuple[int, int, int], **options: int) -> Launch:
         return Launch(kernel, grid, {name: known[name] for name in kernel.arg_names}, options)
@@ -217,16 +235,16 @@ def launches_of(
     first = _attend_slots if blocks is None else _attend_blocks
     launches = [launch(first, grid, num_warps=tuning.warps, num_stages=tuning.stages)]
     if not finished:
-        programs = -(-capacity // wide) if observed else 1
+        programs = tokens * (-(-capacity // wide) if observed else 1)
         launches.append(launch(_combine, (programs, kv_heads, rows), num_warps=4 if wide > 128 else 1))
-    return output, launches
+    return output if window else output[:, 0], launches
 
 
-def tile_of(group: int, head_dim: int, itemsize: int, tuning: Tuning) -> dict[str, int]:
+def tile_of(queries: int, head_dim: int, itemsize: int, tuning: Tuning) -> dict[str, int]:
     """How a program lays out its tile over its threads.
 
     Args:
-        group: query heads of a key head.
+        queries: of a program.
         head_dim: numbers of a key.
         itemsize: bytes of a stored number.
         tuning: sizes to go by.
@@ -242,19 +260,25 @@ def tile_of(group: int, head_dim: int, itemsize: int, tuning: Tuning) -> dict[st
     threads = columns * itemsize // min(WORD, row & -row)
     lanes = tuning.warps * WARP // max(threads, 1)
     slots = tuning.tile * tuning.warps
-    return {"SLOTS": max(slots, BLOCK if group > 1 else lanes), "COLUMNS": columns, "LANES": lanes}
+    return {"SLOTS": max(slots, BLOCK if queries > 1 else lanes), "COLUMNS": columns, "LANES": lanes}
 
 
 @triton.jit
-def _look(visible, slot_of, filled_of, position, end):
-    """The slots at some positions, whether there is one, and whether it may be looked at."""
+def _held(slot_of, filled_of, position, end):
+    """The slots at some positions, and whether there is one."""
     held = position < end
     slot = position
     if slot_of is not None:
         held = held & (tl.load(filled_of + position, held, 0) != 0)
         slot = tl.load(slot_of + position, held, 0).to(tl.int32)
-    seen = tl.load(visible + slot, held, 0) != 0
-    return slot, held, seen
+    return slot, held
+
+
+@triton.jit
+def _look(visible, slot_of, filled_of, position, end):
+    """The slots at some positions, whether there is one, and whether it may be looked at."""
+    slot, held = _held(slot_of, filled_of, position, end)
+    return slot, held, tl.load(visible + slot, held, 0) != 0
 
 
 @triton.jit
@@ -272,17 +296,24 @@ def _attend(
     begin,
     end,
     positions,
+    left,
+    query_step,
+    visible_step,
     GROUP: tl.constexpr,
+    TOKENS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     SLOTS: tl.constexpr,
     COLUMNS: tl.constexpr,
     LANES: tl.constexpr,
 ):
-    """Attention of a head's queries over some positions; the pointers are those of the row, or of the head.
+    """Attention of a head's queries over some positions.
+
+    The pointers are those of the row, or of the head, and of the first token of a window. Of `TOKENS` there
+    are `left`, each a step behind the one before.
 
     Returns part `[width, queries]`, not divided by its sum, greatest and total `[queries]`.
     """
-    if GROUP == 1:
+    if GROUP * TOKENS == 1:
         part, greatest, total = _attend_alone(
             query,
             keys,
@@ -317,7 +348,11 @@ def _attend(
             begin,
             end,
             positions,
+            left,
+            query_step,
+            visible_step,
             GROUP,
+            TOKENS,
             HEAD_DIM,
             SLOTS,
         )
@@ -442,41 +477,55 @@ def _attend_together(
     begin,
     end,
     positions,
+    left,
+    query_step,
+    visible_step,
     GROUP: tl.constexpr,
+    TOKENS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     SLOTS: tl.constexpr,
 ):
     """Several queries a key head: slots down and queries across, eight of them at the least."""
-    WIDTH: tl.constexpr = _width(GROUP, HEAD_DIM)
-    QUERIES: tl.constexpr = _queries(GROUP)
+    WIDTH: tl.constexpr = _width(GROUP * TOKENS, HEAD_DIM)
+    QUERIES: tl.constexpr = _queries(GROUP, TOKENS)
     # What codes of eight bits stand for is in no narrow type, and weights need more range than precision.
     EXACT: tl.constexpr = query.dtype.element_ty == tl.float32
     NARROW: tl.constexpr = tl.bfloat16 if value_scale is not None else query.dtype.element_ty
     PRODUCT: tl.constexpr = tl.float32 if EXACT else NARROW
-    member, column, offset = tl.arange(0, QUERIES), tl.arange(0, WIDTH), tl.arange(0, SLOTS)
+    token, member, there = _members(left, GROUP, TOKENS)
+    column, offset = tl.arange(0, WIDTH), tl.arange(0, SLOTS)
     inside = column < HEAD_DIM
-    asked = (member < GROUP)[None, :] & inside[:, None]
-    asking = tl.load(query + member[None, :] * HEAD_DIM + column[:, None], asked, 0)
+    asked = (token * query_step + member * HEAD_DIM)[None, :] + column[:, None]
+    asking = tl.load(query + asked, there[None, :] & inside[:, None], 0)
 
     greatest = tl.full([QUERIES], NOTHING, tl.float32)
     total = tl.zeros([QUERIES], tl.float32)
     part = tl.zeros([WIDTH, QUERIES], tl.float32)
     for at in range(begin, end, SLOTS):
         position = at + offset
-        slot, _, seen = _look(visible, slot_of, filled_of, position, end)
+        if TOKENS == 1:
+            slot, _, any_sees = _look(visible, slot_of, filled_of, position, end)
+            seen = any_sees[:, None]
+        else:
+            slot, held = _held(slot_of, filled_of, position, end)
+            looked = visible + token[None, :] * visible_step + slot[:, None]
+            sees = tl.load(looked, held[:, None] & there[None, :], 0).to(tl.int32)
+            seen = sees != 0
+            any_sees = tl.max(sees, 1) != 0
         place = slot[:, None] * HEAD_DIM + column[None, :]
-        wanted = seen[:, None] & inside[None, :]
+        wanted = any_sees[:, None] & inside[None, :]
         key = tl.load(keys + place, wanted, 0.0)
         value = tl.load(values + place, wanted, 0.0)
         if key_scale is not None:
-            key_factor = tl.load(key_scale + slot, seen, 0)
+            key_factor = tl.load(key_scale + slot, any_sees, 0)
         if value_scale is not None:
-            value_factor = tl.load(value_scale + slot, seen, 0)
+            value_factor = tl.load(value_scale + slot, any_sees, 0)
+        # As in `_attend_alone`.
         if at < positions:
             logits = tl.dot(key.to(asking.dtype), asking, input_precision="tf32x3") * scale
             if key_scale is not None:
                 logits *= key_factor[:, None]
-            logits = tl.where(seen[:, None], logits, NOTHING)
+            logits = tl.where(seen, logits, NOTHING)
             higher = tl.maximum(greatest, tl.max(logits, 0))
             base = tl.where(higher == NOTHING, 0.0, higher)
             weights = tl.exp(logits - base[None, :])
@@ -485,34 +534,42 @@ def _attend_together(
             total = total * shrink + tl.sum(weights, 0)
             if value_scale is not None:
                 weights *= value_factor[:, None]
-            part = tl.dot(
-                tl.trans(value.to(PRODUCT)),
-                weights.to(PRODUCT),
-                part * shrink[None, :],
-                input_precision="tf32x3",
-            )
+            narrow = weights.to(PRODUCT)
+            before = part * shrink[None, :]
+            part = tl.dot(tl.trans(value.to(PRODUCT)), narrow, before, input_precision="tf32x3")
             if logits_left is not None:
-                line = logits_left + member[None, :] * positions + position[:, None]
-                tl.store(line, logits, (member < GROUP)[None, :] & seen[:, None])
+                line = logits_left + (token * GROUP + member)[None, :] * positions + position[:, None]
+                tl.store(line, logits, there[None, :] & seen)
     return part, greatest, total
 
 
+@triton.jit
+def _members(left, GROUP: tl.constexpr, TOKENS: tl.constexpr):
+    """The token and the member of its group that each query of a tile is, and whether there is one."""
+    GROUPS: tl.constexpr = triton.next_power_of_2(GROUP)
+    query = tl.arange(0, _queries(GROUP, TOKENS))
+    token, member = query // GROUPS, query % GROUPS
+    there = query < GROUP if TOKENS == 1 else (member < GROUP) & (token < left)
+    return token, member, there
+
+
 @triton.constexpr_function
-def _queries(group):
+def _queries(group, tokens):
     """Columns of a tile of queries: those that there are, or as few as a matrix unit takes."""
-    return 1 if group == 1 else max(8, triton.next_power_of_2(group))
+    queries = triton.next_power_of_2(group) * triton.next_power_of_2(tokens)
+    return 1 if queries == 1 else max(8, queries)
 
 
 @triton.constexpr_function
-def _width(group, head_dim):
+def _width(queries, head_dim):
     """Columns of a tile of keys."""
-    return max(1 if group == 1 else 16, triton.next_power_of_2(head_dim))
+    return max(1 if queries == 1 else 16, triton.next_power_of_2(head_dim))
 
 
 @triton.jit
 def _write_output(output, part, total, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr):
     """Write what the queries of a head found; the pointer is that of the head."""
-    member = tl.arange(0, _queries(GROUP))[None, :]
+    member = tl.arange(0, _queries(GROUP, 1))[None, :]
     column = tl.arange(0, _width(GROUP, HEAD_DIM))[:, None]
     # A head that sees nothing has no sum.
     found = part * (1 / tl.where(total == 0, 1.0, total))[None, :]
@@ -529,16 +586,18 @@ def _leave_part(
     greatest_left,
     total_left,
     index,
+    left,
     GROUP: tl.constexpr,
+    TOKENS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
 ):
-    """Store one part for the second kernel."""
-    member = tl.arange(0, _queries(GROUP))
-    column = tl.arange(0, _width(GROUP, HEAD_DIM))
-    place = index * GROUP + member
-    tl.store(greatest_left + place, greatest, member < GROUP)
-    tl.store(total_left + place, total, member < GROUP)
-    inside = (member < GROUP)[None, :] & (column < HEAD_DIM)[:, None]
+    """Store one part for the second kernel, from the place of its first token on."""
+    token, member, there = _members(left, GROUP, TOKENS)
+    column = tl.arange(0, _width(GROUP * TOKENS, HEAD_DIM))
+    place = (index + token) * GROUP + member
+    tl.store(greatest_left + place, greatest, there)
+    tl.store(total_left + place, total, there)
+    inside = there[None, :] & (column < HEAD_DIM)[:, None]
     tl.store(parts_left + place[None, :] * HEAD_DIM + column[:, None], part, inside)
 
 
@@ -596,36 +655,45 @@ def _attend_slots(
     slots,
     capacity,
     share,
+    tokens,
     visible_stride,
+    visible_step,
     mass_stride,
     scores_stride,
     GROUP: tl.constexpr,
+    TOKENS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     PARTS: tl.constexpr,
+    FINISHED: tl.constexpr,
     SHARE: tl.constexpr,
     SLOTS: tl.constexpr,
     COLUMNS: tl.constexpr,
     LANES: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """First kernel, equal heads: a program takes one part of one head of one row."""
-    program, head, heads = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
+    """First kernel, equal heads: a program takes one part of one head of one row, for `TOKENS` or fewer."""
+    program, head, heads = tl.program_id(0) % PARTS, tl.program_id(1), tl.num_programs(1)
+    token = tl.program_id(0) // PARTS * TOKENS
     row = tl.program_id(2).to(tl.int64)
-    of_head = (row * heads + head) * GROUP * HEAD_DIM
+    of_head = ((row * tokens + token) * heads + head) * GROUP * HEAD_DIM
     keys += row * slots * HEAD_DIM
     values += row * slots * HEAD_DIM
-    visible += row * visible_stride
+    visible += row * visible_stride + token * visible_step
     if key_scale is not None:
         key_scale += row * slots
     if value_scale is not None:
         value_scale += row * slots
     if logits_left is not None:
-        logits_left += row * GROUP * slots
+        logits_left += (row * tokens + token) * GROUP * slots
 
     begin = head * capacity + program * share
     end = tl.minimum(begin + share, (head + 1) * capacity)
     ahead = tl.arange(0, SHARE)
     any_seen = tl.load(visible + begin + ahead, begin + ahead < end, 0) != 0
+    if TOKENS > 1:
+        for later in range(1, tl.minimum(TOKENS, tokens - token)):
+            looked = visible + later * visible_step + begin + ahead
+            any_seen = any_seen | (tl.load(looked, begin + ahead < end, 0) != 0)
     # Past the last slot that may be looked at there is nothing to do.
     stop = begin + tl.max(tl.where(any_seen, ahead + 1, 0), 0)
     part, greatest, total = _attend(
@@ -642,16 +710,17 @@ def _attend_slots(
         begin,
         stop,
         slots,
+        tokens - token,
+        heads * GROUP * HEAD_DIM,
+        visible_step,
         GROUP,
+        TOKENS,
         HEAD_DIM,
         SLOTS,
         COLUMNS,
         LANES,
     )
-    if PARTS > 1:
-        index = (row * heads + head) * PARTS + program
-        _leave_part(part, greatest, total, parts_left, greatest_left, total_left, index, GROUP, HEAD_DIM)
-    else:
+    if FINISHED:
         _write_output(output + of_head, part, total, GROUP, HEAD_DIM)
         if logits_left is not None:
             # Threads read what others of them wrote.
@@ -676,6 +745,21 @@ def _attend_slots(
                 GROUP,
                 WIDE,
             )
+    else:
+        index = ((row * heads + head) * PARTS + program) * tokens + token
+        _leave_part(
+            part,
+            greatest,
+            total,
+            parts_left,
+            greatest_left,
+            total_left,
+            index,
+            tokens - token,
+            GROUP,
+            TOKENS,
+            HEAD_DIM,
+        )
 
 
 @triton.jit
@@ -698,12 +782,17 @@ def _attend_blocks(
     scale,
     slots,
     positions,
+    tokens,
     visible_stride,
+    visible_step,
     table_stride,
     mass_stride,
+    mass_step,
     scores_stride,
+    scores_step,
     HEADS: tl.constexpr,
     GROUP: tl.constexpr,
+    TOKENS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     RUN: tl.constexpr,
     SLOTS: tl.constexpr,
@@ -716,26 +805,30 @@ def _attend_blocks(
     """
     row = tl.program_id(1).to(tl.int64)
     blocks = positions // TILE
+    runs = tl.cdiv(blocks, RUN)
+    token = tl.program_id(0) // runs * TOKENS
+    left = tokens - token
     keys += row * slots * HEAD_DIM
     values += row * slots * HEAD_DIM
-    visible += row * visible_stride
+    visible += row * visible_stride + token * visible_step
     if key_scale is not None:
         key_scale += row * slots
     if value_scale is not None:
         value_scale += row * slots
     if logits_left is not None:
-        logits_left += row * GROUP * positions
+        logits_left += (row * tokens + token) * GROUP * positions
     head_of += row * table_stride
     slot_of += row * table_stride * TILE
     filled_of += row * table_stride * TILE
 
-    first = tl.program_id(0) * RUN
+    first = tl.program_id(0) % runs * RUN
     # The second kernel writes to slots that have a block; what belongs to nobody is zero.
     nobody = first * TILE + tl.arange(0, triton.next_power_of_2(RUN * TILE))
-    if mass is not None:
-        tl.store(mass + row * mass_stride + nobody, 0.0, nobody < slots)
-    if scores is not None:
-        tl.store(scores + row * scores_stride + nobody, 0.0, nobody < slots)
+    for one in range(tl.minimum(TOKENS, left)):
+        if mass is not None:
+            tl.store(mass + row * mass_stride + (token + one) * mass_step + nobody, 0.0, nobody < slots)
+        if scores is not None:
+            tl.store(scores + row * scores_stride + (token + one) * scores_step + nobody, 0.0, nobody < slots)
 
     last = tl.minimum(first + RUN, blocks)
     index = first + tl.arange(0, triton.next_power_of_2(RUN))
@@ -746,7 +839,7 @@ def _attend_blocks(
         # Blocks stand in the order of their heads.
         until = first + tl.sum((owner <= head).to(tl.int32), 0)
         part, greatest, total = _attend(
-            query + (row * HEADS + head) * GROUP * HEAD_DIM,
+            query + ((row * tokens + token) * HEADS + head) * GROUP * HEAD_DIM,
             keys,
             values,
             visible,
@@ -759,14 +852,30 @@ def _attend_blocks(
             block * TILE,
             until * TILE,
             positions,
+            left,
+            HEADS * GROUP * HEAD_DIM,
+            visible_step,
             GROUP,
+            TOKENS,
             HEAD_DIM,
             SLOTS,
             COLUMNS,
             LANES,
         )
-        place = row * blocks + until - 1
-        _leave_part(part, greatest, total, parts_left, greatest_left, total_left, place, GROUP, HEAD_DIM)
+        place = (row * blocks + until - 1) * tokens + token
+        _leave_part(
+            part,
+            greatest,
+            total,
+            parts_left,
+            greatest_left,
+            total_left,
+            place,
+            left,
+            GROUP,
+            TOKENS,
+            HEAD_DIM,
+        )
         block = until
 
 
@@ -791,10 +900,14 @@ def _combine(
     scores,
     positions,
     capacity,
+    tokens,
     visible_stride,
+    visible_step,
     table_stride,
     mass_stride,
+    mass_step,
     scores_stride,
+    scores_step,
     HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -803,8 +916,8 @@ def _combine(
     TABLE: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """Second kernel: the first program of a head puts its parts together, all share its slots."""
-    program, head = tl.program_id(0), tl.program_id(1)
+    """Second kernel: the first program of a token and head puts their parts together, all share the slots."""
+    program, token, head = tl.program_id(0) // tokens, tl.program_id(0) % tokens, tl.program_id(1)
     row = tl.program_id(2).to(tl.int64)
     GROUPS: tl.constexpr = triton.next_power_of_2(GROUP)
     # Parts at a time: all of a head, or as many as make, with the width of a head, as many numbers.
@@ -837,7 +950,7 @@ def _combine(
     for at in range(0, parts, MANY):
         number = at + tl.arange(0, MANY)
         index = number if head_of is None else _part_at(number, first, last, RUN)
-        place = (before + index)[None, :] * GROUP + member[:, None]
+        place = ((before + index) * tokens + token)[None, :] * GROUP + member[:, None]
         inside = (number < parts)[None, :] & (member < GROUP)[:, None]
         tops = tl.load(greatest_left + place, inside, NOTHING)
         sums = tl.load(total_left + place, inside, 0)
@@ -855,18 +968,20 @@ def _combine(
     if program == 0:
         # A head that sees nothing has no sum.
         found /= tl.where(total == 0, 1.0, total)[:, None]
-        place = ((row * HEADS + head) * GROUP + member)[:, None] * HEAD_DIM + column[None, :]
+        place = (((row * tokens + token) * HEADS + head) * GROUP + member)[:, None] * HEAD_DIM + column[
+            None, :
+        ]
         inside = (member < GROUP)[:, None] & (column < HEAD_DIM)[None, :]
         tl.store(output + place, found.to(output.dtype.element_ty), inside)
 
     if logits_left is not None:
         if mass is not None:
-            mass += row * mass_stride
+            mass += row * mass_stride + token * mass_step
         if scores is not None:
-            scores += row * scores_stride
+            scores += row * scores_stride + token * scores_step
         _write_observed(
-            logits_left + row * GROUP * positions,
-            visible + row * visible_stride,
+            logits_left + (row * tokens + token) * GROUP * positions,
+            visible + row * visible_stride + token * visible_step,
             slot_of,
             filled_of,
             mass,
@@ -874,7 +989,7 @@ def _combine(
             greatest,
             total,
             begin + program * WIDE,
-            tl.num_programs(0) * WIDE,
+            tl.num_programs(0) // tokens * WIDE,
             end,
             positions,
             GROUP,

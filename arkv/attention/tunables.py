@@ -18,14 +18,16 @@ class Shape(NamedTuple):
         unequal: whether the slots of the heads lie in blocks.
         grouped: whether several query heads share a key head.
         key_bytes: bytes of one key, 64 to 512; keys of other lengths go by the next of these.
+        window: whether there are several tokens; then there is no difference if heads are grouped.
     """
 
     unequal: bool
     grouped: bool
     key_bytes: int
+    window: bool = False
 
     @staticmethod
-    def of(group: int, head_dim: int, itemsize: int, unequal: bool) -> Shape:
+    def of(group: int, head_dim: int, itemsize: int, unequal: bool, window: bool = False) -> Shape:
         """The shape of a call.
 
         Args:
@@ -33,9 +35,10 @@ class Shape(NamedTuple):
             head_dim: numbers of a key.
             itemsize: bytes of a stored number.
             unequal: as in `Shape`.
+            window: as in `Shape`.
         """
         width = itemsize * (1 << (head_dim - 1).bit_length())
-        return Shape(unequal, group > 1, min(max(width, 64), 512))
+        return Shape(unequal, group > 1 and not window, min(max(width, 64), 512), window)
 
 
 class Tuning(NamedTuple):
@@ -74,6 +77,14 @@ TABLE: dict[Shape, Tuning] = {
     Shape(unequal=True, grouped=True, key_bytes=128): Tuning(16, 8, 2, 1, 128),
     Shape(unequal=True, grouped=True, key_bytes=256): Tuning(8, 8, 4, 1, 128),
     Shape(unequal=True, grouped=True, key_bytes=512): Tuning(16, 8, 1, 1, 128),
+    Shape(unequal=False, grouped=False, key_bytes=64, window=True): Tuning(8, 8, 4, 1, 64),
+    Shape(unequal=False, grouped=False, key_bytes=128, window=True): Tuning(8, 8, 4, 1, 64),
+    Shape(unequal=False, grouped=False, key_bytes=256, window=True): Tuning(8, 8, 4, 1, 64),
+    Shape(unequal=False, grouped=False, key_bytes=512, window=True): Tuning(8, 8, 4, 1, 64),
+    Shape(unequal=True, grouped=False, key_bytes=64, window=True): Tuning(8, 8, 4, 1, 64),
+    Shape(unequal=True, grouped=False, key_bytes=128, window=True): Tuning(8, 8, 4, 1, 64),
+    Shape(unequal=True, grouped=False, key_bytes=256, window=True): Tuning(8, 8, 4, 1, 64),
+    Shape(unequal=True, grouped=False, key_bytes=512, window=True): Tuning(8, 8, 4, 1, 64),
 }
 """Chosen from machine code for sm_80, sm_90 and sm_100 (see the page on kernels), and not measured yet."""
 

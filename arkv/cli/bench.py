@@ -83,6 +83,11 @@ class BenchOptions(GuidanceOption, ModelOptions, CompileOption, DeviceOptions, K
     )
     repeats: Positive = option(default=3, metavar="N", help="rounds after the cold one")
     seed: Seed = option(default=0, metavar="N", help="of prompts and pictures")
+    kernels: bool = option(
+        default=False,
+        help="measure nothing: compile the attention kernels that the model needs on GPUs, which need not be "
+        "here, and print their registers, spills and loads",
+    )
     json: FilePath | None = option(
         default=None,
         metavar="FILE",
@@ -101,7 +106,10 @@ class BenchOptions(GuidanceOption, ModelOptions, CompileOption, DeviceOptions, K
 
 
 def run(given: BenchOptions, typed: str) -> None:
-    """Measure."""
+    """Measure, or print what kernels are compiled to."""
+    if given.kernels:
+        _print_kernels(given)
+        return
     check_outputs(json=given.json, plot=given.plot)
     check_figure(given.plot, ".png")
     from arkv.jobs.journal import Journal
@@ -196,6 +204,14 @@ def _sorted_out(
         else:
             rows[case] = row
     return rows, [f"{journal.path}: the row of {line}" for line in again]
+
+
+def _print_kernels(given: BenchOptions) -> None:
+    from arkv.speed.machine_code import calls_for, table
+
+    # Nothing but the model's shape decides about kernels.
+    for line in table(calls_for(given.load_model().spec)):
+        print(line, flush=True)
 
 
 def _preset_models(given: BenchOptions) -> list[str]:

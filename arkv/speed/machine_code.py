@@ -35,6 +35,8 @@ FLOAT8_FROM = 89
 WIDTHS = {"U8", "S8", "U16", "S16", "64", "128", "256"}
 WIDE = 64
 """Bits of a load that keeps the bus busy."""
+WINDOW = 16
+"""Tokens of a window as most are."""
 CAPTION = 24
 """Condition tokens of a prompt that is no longer than most."""
 SOME = 4
@@ -54,6 +56,7 @@ class Call:
         stored: of keys and values; one of eight bits has scales.
         needs: "mass" and "scores", as far as they are wanted.
         unequal: whether the slots of the heads lie in blocks.
+        tokens: of a window; None for a step.
     """
 
     heads: int
@@ -64,6 +67,7 @@ class Call:
     stored: torch.dtype = torch.bfloat16
     needs: frozenset[str] = frozenset()
     unequal: bool = False
+    tokens: int | None = None
 
 
 class Code(NamedTuple):
@@ -117,17 +121,20 @@ def machine_code(call: Call, architecture: int) -> list[Code]:
 
     # So many rows that none of the numbers of a launch is one, which would be compiled apart.
     rows, slots = 256, call.kv_heads * call.capacity
-    query = empty(rows, call.heads, call.head_dim, dtype=call.dtype)
+    tokens = () if call.tokens is None else (call.tokens,)
+    query = empty(rows, *tokens, call.heads, call.head_dim, dtype=call.dtype)
     keys, values = (empty(rows, slots, call.head_dim, dtype=call.stored) for _ in range(2))
     scaled = is_quantized(call.stored)
     key_scale, value_scale = (empty(rows, slots) if scaled else None for _ in range(2))
-    mass, scores = (empty(rows, slots) if name in call.needs else None for name in ("mass", "scores"))
+    mass, scores = (
+        empty(rows, *tokens, slots) if name in call.needs else None for name in ("mass", "scores")
+    )
     blocks = None
     if call.unequal:
         count = slots // BLOCK + call.kv_heads
         slot = empty(1, count * BLOCK, dtype=torch.int64)
         blocks = Blocks(slot, slot.bool(), empty(1, count, dtype=torch.int64))
-    visible = empty(rows, slots, dtype=torch.bool)
+    visible = empty(rows, *tokens, slots, dtype=torch.bool)
     _, launches = launches_of(
         query, keys, values, visible, blocks, call.kv_heads, mass, scores, key_scale, value_scale
     )
@@ -152,19 +159,22 @@ def compiled(launches: Iterable[Launch], architecture: int) -> list[Code]:
 def calls_for(spec: ModelSpec) -> list[Call]:
     """What a model asks of the kernels in bfloat16 and in both storages of eight bits.
 
-    A full cache; a sixth of it under a policy that looks; and under one that has unequal heads besides.
+    A full cache; a sixth of it under a policy that looks; and under one that has unequal heads besides; the
+    two of a sixth for a window of tokens, too.
     """
     heads = spec.heads, spec.kv_heads, spec.head_dim
     least = min(spec.max_condition, CAPTION) + spec.grid.line
     full, sixth = least + spec.grid.tokens, least + spec.grid.tokens // 6
     looks = frozenset({"mass"})
     return [
-        Call(*heads, capacity, torch.bfloat16, stored, needs, unequal)
+        Call(*heads, capacity, torch.bfloat16, stored, needs, unequal, tokens)
         for stored in (torch.bfloat16, *filter(reads, KV_DTYPES.values()))
-        for capacity, needs, unequal in (
-            (full, frozenset(), False),
-            (sixth, looks, False),
-            (sixth, looks, True),
+        for capacity, needs, unequal, tokens in (
+            (full, frozenset(), False, None),
+            (sixth, looks, False, None),
+            (sixth, looks, True, None),
+            (sixth, looks, False, WINDOW),
+            (sixth, looks, True, WINDOW),
         )
     ]
 
@@ -172,8 +182,10 @@ def calls_for(spec: ModelSpec) -> list[Call]:
 def table(calls: Iterable[Call]) -> Iterator[str]:
     """Lines of a table in Markdown, a kernel each; calls whose code is the same are compiled once."""
     columns = [f"sm_{architecture}" for architecture in ARCHITECTURES]
-    yield "| queries a key head | head_dim | stored | heads | kernel | warps | " + " | ".join(columns) + " |"
-    yield "|---|---|---|---|---|---|" + "---|" * len(columns)
+    yield "| tokens | queries a key head | head_dim | stored | heads | kernel | warps | " + (
+        " | ".join(columns) + " |"
+    )
+    yield "|---|---|---|---|---|---|---|" + "---|" * len(columns)
     done = set()
     for call in calls:
         group = call.heads // call.kv_heads
@@ -183,8 +195,9 @@ def table(calls: Iterable[Call]) -> Iterator[str]:
         absent = [""] * (len(ARCHITECTURES) - len(codes))
         for versions in zip(*codes, strict=True):
             kernel = versions[0].kernel
+            stored = str(call.stored).removeprefix("torch.")
             line = (
-                f"| {group} | {call.head_dim} | {str(call.stored).removeprefix('torch.')} "
+                f"| {call.tokens or 1} | {group} | {call.head_dim} | {stored} "
                 f"| {'unequal' if call.unequal else 'equal'} | `{kernel}`"
                 f"{', mass' if 'mass' in call.needs else ''} | {versions[0].warps} | "
                 + " | ".join([*absent, *map(_cell, versions)])

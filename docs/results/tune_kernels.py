@@ -18,6 +18,7 @@ from arkv.attention.tunables import TABLE, Shape, Tuning
 
 SLOTS = (144, 600)
 """Slots of a head that sizes are tried with: a small cache, and the full one of a small picture."""
+WINDOW = 16
 RUNS = 20
 
 
@@ -26,13 +27,16 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rows", type=int, default=256, help="rows of a batch (default: 256)")
-    rows = parser.parse_args().rows
+    parser.add_argument("--window-rows", type=int, default=8, help="the same, of windows (default: 8)")
+    given = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("no CUDA GPU here, and that is what sizes are measured on")
-    print(f"# {torch.cuda.get_device_name()}, {rows} rows, torch {torch.__version__}")
+    name = torch.cuda.get_device_name()
+    print(f"# {name}, {given.rows} rows, of windows {given.window_rows}, torch {torch.__version__}")
     print("TABLE: dict[Shape, Tuning] = {")
     for shape, present in TABLE.items():
         if shape.key_bytes < 512:  # which only float32 has
+            rows = given.window_rows if shape.window else given.rows
             print(f"    {shape}: {best(shape, present, rows)},", flush=True)
     print("}")
 
@@ -51,7 +55,7 @@ def around(present: Tuning) -> Iterator[Tuning]:
     """Sizes like those that there are."""
     tiles = {max(present.tile // 2, 8), present.tile, present.tile * 2}
     for tile, threads, warps, part in itertools.product(
-        sorted(tiles), (4, 8, 16), (1, 2, 4), (128, 256, 512)
+        sorted(tiles), (4, 8, 16), (1, 2, 4), (64, 128, 256, 512)
     ):
         yield Tuning(tile, threads, warps, present.stages, part)
 
@@ -75,15 +79,16 @@ def call_seconds(shape: Shape, tuning: Tuning, rows: int, capacity: int) -> floa
     def room(*size: int) -> torch.Tensor:
         return torch.rand(size, device="cuda")
 
-    query = room(rows, heads * (4 if shape.grouped else 1), head_dim).bfloat16()
+    tokens = (WINDOW,) if shape.window else ()
+    query = room(rows, *tokens, heads * (4 if shape.grouped else 1), head_dim).bfloat16()
     keys, values = ((room(rows, slots, head_dim) * 100).to(stored) for _ in range(2))
     scales = [room(rows, slots) if narrow else None for _ in range(2)]
-    visible = torch.ones(rows, slots, dtype=torch.bool, device="cuda")
+    visible = torch.ones(rows, *tokens, slots, dtype=torch.bool, device="cuda")
     blocks = None
     if shape.unequal:
         owner = torch.arange(slots, device="cuda")[None, None] // capacity
         blocks = Blocks(*(leaf[0] for leaf in blocks_of(owner, heads)))
-    mass = room(rows, slots)
+    mass = room(rows, *tokens, slots)
 
     def call() -> None:
         attend(query, keys, values, visible, blocks, heads, mass, None, *scales, tuning)

@@ -19,6 +19,8 @@ from arkv import CachePlan, Store
 from arkv.attention import reference as attention
 from arkv.attention.blocks import Blocks, blocks_of, owners_of
 from arkv.attention.operators import available
+from arkv.attention.quantization import quantize as rounded
+from arkv.attention.window import window_attention
 
 LAZY = "arkv.attention.triton_kernels" not in sys.modules
 assert os.environ.get("TRITON_INTERPRET") == "1"
@@ -26,6 +28,7 @@ assert os.environ.get("TRITON_INTERPRET") == "1"
 import triton.language as tl  # noqa: E402
 from triton.runtime import interpreter  # noqa: E402
 
+from arkv.attention import triton_kernels  # noqa: E402
 from arkv.attention.triton_kernels import attend, launches_of  # noqa: E402
 from arkv.attention.tunables import Tuning  # noqa: E402
 from arkv.errors import ArkvError  # noqa: E402
@@ -92,7 +95,7 @@ def by_kernel(
 ) -> Attended:
     # Not zero: what ought to be written and is not stands out. Wider than the pool, as layers may be.
     mass, scores = (
-        torch.full((len(query), visible.shape[1] + 3), 7.0) if name in needs else None
+        torch.full((*visible.shape[:-1], visible.shape[-1] + 3), 7.0) if name in needs else None
         for name in ("mass", "scores")
     )
     key_scale, value_scale = scales.get("key_scale"), scales.get("value_scale")
@@ -100,8 +103,8 @@ def by_kernel(
         query, keys, values, visible, blocks, kv_heads, mass, scores, key_scale, value_scale, tuning
     )
     for room in (mass, scores):
-        assert room is None or bool((room[:, visible.shape[1] :] == 7).all())
-    return Attended(output, *(room if room is None else room[:, :-3] for room in (mass, scores)))
+        assert room is None or bool((room[..., visible.shape[-1] :] == 7).all())
+    return Attended(output, *(room if room is None else room[..., :-3] for room in (mass, scores)))
 
 
 def by_eager(
@@ -393,6 +396,59 @@ def test_views_that_a_loop_hands_over() -> None:
             by_eager(query, keys, values, visible, blocks, 2),
         )
     close(by_kernel(query, keys, values, visible, None, 2), by_eager(query, keys, values, visible, None, 2))
+
+
+# A window of tokens
+
+
+@pytest.mark.parametrize("layout", ["equal", "unequal"])
+@pytest.mark.parametrize(
+    ("tokens", "group", "stored", "most", "needs"),
+    [
+        (3, 1, torch.float32, 64, BOTH),
+        (5, 2, torch.float32, 4, frozenset({"mass"})),
+        (2, 3, torch.int8, 64, BOTH),
+        (3, 1, torch.float8_e4m3fn, 2, frozenset()),
+    ],
+)
+def test_a_window_gives_what_the_plain_function_gives(
+    tokens: int, group: int, stored: torch.dtype, most: int, needs: frozenset[str], layout: str
+) -> None:
+    """In several parts, by programs of all queries and of some, where what no token sees is no number."""
+    capacity, part, seen, seed = 20, 16, 0.4, tokens
+    rows, kv_heads, slots = 1, 2, 2 * capacity
+    query = normal(rows, tokens, kv_heads * group, 8, seed=seed)
+    keys, values = normal(2, rows, slots, 8, seed=seed + 1)
+    scales = {}
+    if stored != torch.float32:
+        (keys, scales["key_scale"]), (values, scales["value_scale"]) = (
+            rounded(leaf, stored) for leaf in (keys, values)
+        )
+    visible = chance(rows, tokens, slots, seed=seed + 2) < seen
+    blocks, owner = None, None
+    if layout == "unequal":
+        blocks = dealt(rows, slots, kv_heads, seed + 3)
+        visible &= torch.zeros(rows, slots, dtype=torch.bool).scatter_add(1, blocks.slot, blocks.filled)[
+            :, None
+        ]
+        owner = owners_of(blocks, slots, kv_heads)
+    expected = window_attention(query, keys, values, visible, kv_heads, owner, needs, **scales)
+    if stored == torch.float32:
+        keys[~visible.any(1)] = values[~visible.any(1)] = torch.nan
+    tuning = Tuning(tile=8, threads=8, warps=2, stages=1, part=part)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(triton_kernels, "MOST_QUERIES", most)
+        got = by_kernel(query, keys, values, visible, blocks, kv_heads, needs, tuning, **scales)
+    close(got, expected, grouped=stored != torch.float32)
+
+
+def test_a_token_of_a_window_gives_the_same_bits_in_any_batch() -> None:
+    query, (keys, values) = normal(2, 3, 2, 8, seed=0).bfloat16(), normal(2, 2, 40, 8, seed=1).bfloat16()
+    visible = chance(2, 3, 40, seed=2) < 0.5
+    every = by_kernel(query, keys, values, visible, None, 2)
+    alone = by_kernel(query[1:2], keys[1:2], values[1:2], visible[1:2], None, 2)
+    for got, expected in zip(alone, every, strict=True):
+        assert torch.equal(got, expected[1:2])
 
 
 @pytest.mark.parametrize("wrong", ["keys", "heads", "slots"])

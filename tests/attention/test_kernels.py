@@ -107,6 +107,12 @@ def test_queries_that_share_a_key_head_are_multiplied_without_spills(stored: tor
 
 
 @needs_compiler
+def test_a_window_spills_nothing() -> None:
+    for code in machine_code(Call(**JANUS, capacity=144, needs=MASS, tokens=16), 90):
+        assert code.spills == 0
+
+
+@needs_compiler
 @pytest.mark.parametrize("architecture", [a for a in ARCHITECTURES if a != 90])
 def test_other_gpus_do_not_spill_either(architecture: int) -> None:
     (code,) = machine_code(HOT[0], architecture)

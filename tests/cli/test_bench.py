@@ -16,7 +16,7 @@ from saying import arkv_says
 from arkv.cli import main
 from arkv.jobs.journal import read_journal
 from arkv.models.scenes.adapter import Scenes
-from arkv.speed import bench, published
+from arkv.speed import bench, machine_code, published
 
 
 def test_bench_prints_a_table_and_writes_json_lines(
@@ -193,3 +193,14 @@ def test_bench_leaves_out_a_baseline_that_there_is_not(
     assert row.startswith("window:ratio=1/6")
     assert 1 < int(row.split()[1]) < 1000  # gigabytes are turned into bytes once
     assert "is left out: transformers has no scenes" in note
+
+
+def test_bench_prints_what_kernels_are_compiled_to(
+    tiny: Scenes, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = machine_code.Code("_attend_slots", 4, 96, 0, 0, 900, {128: 16}, 16, 16)
+    monkeypatch.setattr(machine_code, "machine_code", lambda call, architecture: [code])
+    lines = arkv_says(capsys, "bench", "--kernels").splitlines()
+    assert lines[0].endswith("| sm_80 | sm_90 | sm_100 |")
+    assert all("| 96, 16 of 16 loads ahead, 128 bits |" in line for line in lines[2:])
+    assert {line.split()[1] for line in lines[2:]} == {"1", "16"}
