@@ -91,8 +91,7 @@ class Window:
         self._ahead = torch.arange(width, device=device)
         # By slot, from which place on it is seen.
         self._seen_from = torch.zeros(store.position.shape, dtype=torch.int32, device=device)
-        # Of several queries, only the CPU's kernel knows.
-        self._with_kernels = device.type == "cpu" and operators.available(device, model.dtype)
+        self._with_kernels = operators.available(device, model.dtype) and operators.reads(store.keys[0].dtype)
         self._layers = layers_of(store, {}, self._with_kernels)
         self._period, self._reach = store.plan.period, reach_of(policy, store)
         self._slots = buffers.slots
