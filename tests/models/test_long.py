@@ -22,7 +22,7 @@ def test_what_is_held_of_a_long_picture_is_what_a_list_would_hold(grid: Grid) ->
     store = Store(spec, policy.plan(grid, spec), 1, 3, policy.fields, torch.float32)
     store.reset_(torch.ones(1, 3, dtype=torch.bool))
     policy.begin(store)
-    budget, line, recent = grid.tokens // 8, grid.line, policy.recent_tokens(grid)
+    budget, line, recent = round(grid.tokens / 8), grid.line, policy.recent_tokens(grid)
     lists: list[list[int]] = [[], []]
     scores = torch.zeros(2, grid.tokens)
     generator = torch.Generator().manual_seed(0)
@@ -59,4 +59,4 @@ def test_keys_and_values_of_a_long_picture_are_counted_exactly(
     full = estimate(model, load_policy("full"), 1, condition=64)
     assert full.kv == full.full_kv == 2 * (tokens + 64) * token_bytes
     small = estimate(model, load_policy("linear", ratio="1/8"), 1, condition=64)
-    assert small.kv == 2 * (tokens // 8 + model.spec.grid.line + 64) * token_bytes
+    assert small.kv == 2 * (round(tokens / 8) + model.spec.grid.line + 64) * token_bytes
