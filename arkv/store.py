@@ -139,8 +139,8 @@ class Store:
         self.starts = starts.to(device)
         of_size: dict[int, list[tuple[int, int]]] = {}
         for layer, heads in enumerate(visual):
-            for number, size in enumerate(heads):
-                of_size.setdefault(condition + size, []).append((layer, number))
+            for number, count in enumerate(heads):
+                of_size.setdefault(condition + count, []).append((layer, number))
         self.sizes = {size: torch.tensor(heads, device=device) for size, heads in of_size.items()}
         self._first_head = owner[:, None].to(device)
         # The condition token that stands in each slot, or `condition` where none does.
