@@ -1,4 +1,4 @@
-"""What Inductor writes for a GPU, counted: a JSON line for each function that a decoding step compiles.
+"""What Inductor writes for a GPU, counted: a JSON line for each function that a step or a pass compiles.
 
 `test_cuda_code.py` runs this file in a process of its own, which believes in a GPU for good:
 
@@ -36,6 +36,7 @@ from arkv import Model, load_policy  # noqa: E402
 from arkv.attention import operators  # noqa: E402
 from arkv.decoding import loop as loop_module  # noqa: E402
 from arkv.decoding.loop import Loop  # noqa: E402
+from arkv.decoding.sampling import Sampling  # noqa: E402
 from arkv.model import Condition  # noqa: E402
 from arkv.models.janus import JANUS_PRO_1B, JanusPro  # noqa: E402
 from arkv.models.llamagen import VARIANTS as LLAMAGEN  # noqa: E402
@@ -58,6 +59,7 @@ class Family:
         pictures: decoded at a time.
         condition: condition tokens of a row.
         weights: how those of the blocks are stored.
+        window: tokens of a pass, where passes of several are looked at, too.
     """
 
     make: Callable[[Any], Model]
@@ -65,6 +67,7 @@ class Family:
     pictures: int
     condition: int
     weights: WeightDtype | None = None
+    window: int | None = None
 
 
 FAMILIES = {
@@ -72,6 +75,7 @@ FAMILIES = {
     "llamagen": Family(LlamaGen, next(one for one in LLAMAGEN if one.name == "llamagen-xl-256"), 256, 1),
     "lumina": Family(LuminaMGPT, LUMINA_7B_768, 12, 30),
     "janus-int4": Family(JanusPro, JANUS_PRO_1B, 16, 24, "int4"),
+    "janus-window": Family(JanusPro, JANUS_PRO_1B, 4, 24, window=16),
 }
 
 
@@ -144,7 +148,7 @@ def largest_temporary(code: str) -> tuple[int, str]:
 
 
 def rows_of(model: Model, family: Family, text: str, written: dict[Hashable, str]) -> list[dict[str, Any]]:
-    """One step of a case, evicting: what is compiled for it."""
+    """One step of a case, evicting, and a line in a window if the family has one: what is compiled for it."""
     codes: list[tuple[str, str]] = []
     torch._dynamo.reset()
     policy, _, kv_dtype = text.partition("@")
@@ -160,6 +164,11 @@ def rows_of(model: Model, family: Family, text: str, written: dict[Hashable, str
             )
         )
         loop.advance_(torch.zeros(rows, dtype=torch.long, device=model.device), 0)
+        if family.window is not None:
+            window, line = loop._window(family.window), range(loop.store.plan.period)
+            window._open_(0, line)
+            window._pass_(Sampling(), True)
+            window._show_(0, line)
     finally:
         torch.compile = plain
     leaf = min(leaf.nbytes for leaf in loop.store.keys)

@@ -20,8 +20,16 @@ from arkv.registry import load_class, names
 SCRIPT = Path(__file__).with_name("cuda_code.py")
 HELPERS = Path(__file__).parents[1] / "helpers"
 EIGHT_BITS = ("int8", "fp8")
-LAUNCHES = {"janus": (5, 4, 1), "llamagen": (5, 4, 1), "lumina": (8, 4, 1), "janus-int4": (5, 0, 5)}
+LAUNCHES = {
+    "janus": (5, 4, 1),
+    "llamagen": (5, 4, 1),
+    "lumina": (8, 4, 1),
+    "janus-int4": (5, 0, 5),
+    "janus-window": (5, 4, 1),
+}
 """Of a layer: kernels of Inductor's, products, and operators of ours. Nobody may add one unawares."""
+LAUNCHES_OF_A_PASS = (8, 4, 1)
+"""Of a window: it keeps what a policy will be shown, and each query sees slots of its own."""
 SORT, TOP_K = "aten.sort.stable", "aten.topk.default"
 """What torch has kernels for, better than Inductor's; once a line, in evictions only."""
 FEW_SIZES = ("ssd", "pyramid")
@@ -71,12 +79,12 @@ def faults(family: str, row: dict[str, Any]) -> list[str]:
         found.append(f"falls back to {sorted(unknown)}")
     if row["largest"] >= row["leaf"]:
         found.append(f"allocates {row['largest_is']}, as much as the keys of a layer")
-    if function.startswith("enter") and row["largest"] >= row["statistic"]:
+    if function == "enter_" and row["largest"] >= row["statistic"] and family != "janus-window":
         found.append(f"allocates {row['largest_is']}, as much as all positions")
-    if function == "step_block":
-        launches = (row["triton"], row["products"], row["attention"])
-        if any(one > most for one, most in zip(launches, LAUNCHES[family], strict=True)):
-            found.append(f"launches {launches} a layer: {LAUNCHES[family]} did")
+    usual = {"step_block": LAUNCHES[family], "pass_block": LAUNCHES_OF_A_PASS}.get(function)
+    launches = (row["triton"], row["products"], row["attention"])
+    if usual is not None and any(one > most for one, most in zip(launches, usual, strict=True)):
+        found.append(f"launches {launches} a layer: {usual} did")
     return [f"{row['case']}, {function}: {fault}" for fault in found]
 
 
@@ -84,13 +92,21 @@ def check(family: str, cases: list[str]) -> None:
     rows = written(family, cases)
     assert [fault for row in rows for fault in faults(family, row)] == []
     compiled = {one: {row["function"] for row in rows if row["case"] == one} for one in cases}
-    assert all({"recycle_", "enter_", "step_block", "head"} <= functions for functions in compiled.values())
+    expected = {"recycle_", "enter_", "step_block", "head"}
+    expected |= {"pass_block", "finish_"} if family == "janus-window" else set()
+    assert all(expected <= functions for functions in compiled.values())
 
 
 @needs_cuda_build
 @pytest.mark.parametrize(
     ("family", "cases"),
-    [("janus", ALL + NARROW), ("llamagen", KINDS), ("lumina", KINDS), ("janus-int4", KINDS[:1])],
+    [
+        ("janus", ALL + NARROW),
+        ("llamagen", KINDS),
+        ("lumina", KINDS),
+        ("janus-int4", KINDS[:1]),
+        ("janus-window", KINDS),
+    ],
     ids=LAUNCHES,
 )
 def test_code_for_cuda_copies_no_cache_and_launches_no_more(family: str, cases: list[str]) -> None:
@@ -110,6 +126,7 @@ def test_code_for_cuda_of_every_policy_and_storage(family: str) -> None:
         ({"largest": 100}, "as much as the keys"),
         ({"function": "enter_", "largest": 10}, "as much as all positions"),
         ({"triton": 6}, "launches"),
+        ({"function": "pass_block", "attention": 2}, "launches"),
         ({"eager": ["aten.sort.stable"]}, "falls back"),
         ({"case": "ssd:tau=1", "function": "recycle_", "eager": ["aten.sort.stable"]}, "falls back"),
         ({"failed": "no"}, "no code"),
