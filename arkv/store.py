@@ -120,8 +120,8 @@ class Store:
         kinds = ("keys", "values")
         kept = {kind: leaves(kind, dtype, stored_width(dtype, self.head_dim)) for kind in kinds}
         if beside_codes := scale_shape(dtype, self.head_dim):
-            scale, size = beside_codes
-            kept |= {f"{kind}_scale": leaves(f"{kind}_scale", scale, *size) for kind in kinds}
+            scale, numbers = beside_codes
+            kept |= {f"{kind}_scale": leaves(f"{kind}_scale", scale, *numbers) for kind in kinds}
         shape = (self.layers, rows, self.slots)
         statistics = {name: torch.zeros(shape, dtype=kind, device=device) for name, kind in fields.items()}
         of_heads = {
