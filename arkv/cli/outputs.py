@@ -42,9 +42,9 @@ def check_sheet(sheet: Path | None, folder: Path) -> None:
     """
     if sheet is None:
         return
+    check_outputs(sheet=sheet)
     if sheet.suffix != ".png":
         raise ArkvError(f"cannot write {sheet}: expected a name that ends in .png")
-    check_outputs(sheet=sheet)
     if Path(os.path.realpath(folder)) in Path(os.path.realpath(sheet)).parents:
         raise ArkvError(
             f"cannot write {sheet}: it would lie among the pictures of {folder}; give a name outside of it"

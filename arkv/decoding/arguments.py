@@ -85,7 +85,7 @@ def check_window(window: Any) -> Any:
     """A number of tokens or "auto"; else an `ArkvError`."""
     window = plain(window)
     whole = isinstance(window, int) and not isinstance(window, bool) and 1 <= window <= MOST
-    if not whole and window != "auto":
+    if not whole and not (isinstance(window, str) and window == "auto"):
         raise ArkvError(
             f"window is {brief(window)}: expected a whole number of tokens, at least 1, or 'auto'"
         )

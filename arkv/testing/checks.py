@@ -85,9 +85,11 @@ def windows_leave_no_trace(case: Case) -> None:
     lines = zip(
         loop.sample_(condition, keys, sampling), other.sample_(condition, keys, sampling, 4), strict=True
     )
+    # Passes end where an eviction is due. Of several pictures one may be lines ahead; where nothing is given
+    # up, slots are claimed beforehand.
+    ends_alike = case.model.spec.grid.line % loop.store.plan.period == 0
     for _ in lines:
-        # Of several pictures one may be lines ahead; where nothing is given up, slots are claimed beforehand.
-        if len(case.prompts) == 1 and not case.policy.in_order:
+        if ends_alike and len(case.prompts) == 1 and not case.policy.in_order:
             same_tokens(other.store, loop.store, list(range(loop.store.rows)))
     assert torch.equal(other.tokens, loop.tokens), "a window of four tokens draws other tokens"
     same_tokens(other.store, loop.store, list(range(loop.store.rows)))

@@ -154,6 +154,7 @@ def test_every_file_of_a_command_is_one() -> None:
         "outputs",
         "summary",
         "bench_tables",
+        "eval_tables",
         "__init__",
         "__main__",
     }
