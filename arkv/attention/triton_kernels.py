@@ -45,8 +45,8 @@ WORD = 16
 """Bytes that a thread loads at a time."""
 WARP = 32
 """Threads."""
-MOST_QUERIES = 64
-"""That a program takes of a window."""
+MOST_QUERIES = 32
+"""That a program takes of a window; of 64 the sums take more registers than a thread has on sm_80."""
 FLOAT8_FROM = (8, 9)
 """Compute capability that converts float8."""
 
