@@ -383,6 +383,12 @@ def test_two_workers_draw_what_one_does(
     assert [path.name for path in out.glob("index*")] == ["index.jsonl"]
     assert {line["worker"] for line in events(out, "batch")} == {1, 2}
     assert rows(out) == rows(tmp_path / "undisturbed")
+    # Of deleted files the index has the lines already, and workers have to be heard of all the same.
+    for name in ("000003.png", "000020.png", "000033.png"):
+        (out / name).unlink()
+    assert run(replaced(described, engine="torchrun", workers=2), resume=True).pictures == 3
+    assert pictures(out) == whole
+    assert rows(out) == rows(tmp_path / "undisturbed")
 
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="looks for processes there")
