@@ -294,8 +294,8 @@ class Folder:
         write_whole(
             {self.path / each.file: each.content for each in new if each.content is not None}, self.path
         )
-        # A file that was deleted and is the same again has its line already, but who waits for a worker goes by
-        # the lines that it writes.
+        # A file that was deleted and is the same again has its line already; but who waits for a worker goes
+        # by the lines that it writes.
         if rows := [each.row for each in new if self.part or not self._says(each.row)]:
             append(self.path / part_name(self.part), map(line_of, rows))
         return sum(self._keep(each.row) for each in new)
