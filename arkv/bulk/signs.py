@@ -119,6 +119,10 @@ class Signs:
                         2, b"arkv: error: a worker hangs: a unit takes many times as long as the others\n"
                     )
                 break
+        if self._driver is not None and not is_alive(self._driver) and os.getppid() == self._parent:
+            # Nobody waits for this group any more, and its agent would start another in this one's place.
+            with suppress(OSError):
+                os.kill(self._parent, signal.SIGTERM)
         os._exit(1)
 
 
