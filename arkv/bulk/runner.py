@@ -24,6 +24,7 @@ from arkv.bulk.lock import InUse
 from arkv.bulk.log import EventLog
 from arkv.bulk.overlap import draw_into
 from arkv.bulk.prepared import Prepared, check_prompts, prepare
+from arkv.bulk.signs import delete_left
 from arkv.bulk.verification import tell_differing, verify
 from arkv.decoder import Decoder, Statistics, check_batch_size
 from arkv.errors import ArkvError, Terminated, warn
@@ -129,6 +130,7 @@ def run(
     check_batch_size(description.batch_size)
     _check_engine(description, decoder)
     with InUse(out) as held, _terminable():
+        delete_left(out)
         job = continued(out, job)
         events = EventLog(out / LOG if log else None)
         opened = partial(_opened, events=events, facts=facts or {}, retry_failed=retry_failed)

@@ -24,6 +24,9 @@ DRIVER = "ARKV_DRIVER"
 GROUP = "ARKV_GROUP"
 """Environment variable with the name of a driver's group of workers."""
 
+JOB = ".job.yaml"
+"""What a driver gives to its workers, beside the pictures."""
+
 LOOK_EVERY = 0.5  # seconds
 BEAT = 2.0  # seconds between two signs
 SILENCE = 60.0  # seconds without one after which a worker is ended
@@ -55,6 +58,19 @@ def is_alive(process: str) -> bool:
 def sign_of(out: Path, worker: int) -> Path:
     """The file that a worker touches."""
     return out / f".worker-{worker:05d}"
+
+
+def delete_left(out: Path) -> None:
+    """Delete what a driver and workers that were killed have left in a folder; nobody may be at work in it.
+
+    Raises:
+        ArkvError: it cannot be deleted.
+    """
+    job = out / JOB
+    if not os.path.lexists(job):  # a folder of a million pictures is not searched for nothing
+        return
+    for file in (*out.glob(".worker-[0-9][0-9][0-9][0-9][0-9]"), job):
+        delete(file)
 
 
 class Signs:

@@ -22,7 +22,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from arkv.bulk.signs import DRIVER, GROUP, Signs, Watched, identity, sign_of
+from arkv.bulk.signs import DRIVER, GROUP, JOB, Signs, Watched, identity, sign_of
 from arkv.errors import ArkvError, warn
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ RESTARTS = 3
 LOOK_EVERY = 0.5  # seconds
 LAST_WORDS = 2000  # characters
 LAST_SECONDS = 3.0  # that workers have to end when they are told to
-JOB = ".job.yaml"
 
 
 def draw(prepared: Prepared, folder: Folder, held: InUse) -> Generator[int]:

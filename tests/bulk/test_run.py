@@ -145,6 +145,19 @@ def test_what_was_damaged_deleted_or_cut_is_drawn_again(
     assert {line["file"] for line in events(out, "damaged")} == {"000003.png", "000007.png", "000020.png"}
 
 
+def test_what_a_group_that_was_killed_has_left_is_deleted_by_the_next_run(
+    described: Description, whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    """Whatever the next run has to draw, and whichever engine draws it; nothing else goes."""
+    out = tmp_path / "out"
+    run(described)
+    left = (out / signs.JOB, signs.sign_of(out, 1), signs.sign_of(out, 12), out / ".worker-mine")
+    for file in left:
+        file.write_text("left")
+    assert run(described, resume=True).pictures == 0
+    assert pictures(out) == whole | {".worker-mine": b"left"}
+
+
 @pytest.mark.parametrize("layout", ["flat", "dpg", "webdataset"])
 def test_a_bad_prompt_is_listed_and_the_others_are_drawn(
     layout: str, described: Description, tmp_path: Path, capsys: pytest.CaptureFixture[str]
