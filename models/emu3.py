@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from typing_extensions import Self
 
 from arkv.errors import CheckpointError, PromptError
 from arkv.grid import Grid
-from arkv.model import Model, PicturesOnly
+from arkv.model import PicturesOnly
 from arkv.models.emu3_checkpoint import (
     EMU3_GEN,
     EMU3_STAGE1,
@@ -99,9 +99,7 @@ class Emu3(OneVocabulary):
         reserved = frozenset(range(tokens.padding, tokens.first_code))
         negative = _negative(negative_prompt, variant, tokenizer, reserved)
         super().__init__(
-            variant.name,
-            variant.transformer,
-            words,
+            variant,
             Form(
                 tokens.begin,
                 header,
@@ -111,8 +109,6 @@ class Emu3(OneVocabulary):
                 reserved,
             ),
             Grid(rows, columns, newline=True),
-            variant.vq,
-            rope_theta=variant.rope_theta,
             guidance=GUIDANCE,
             top_k=TOP_K,
             tokenizer=tokenizer,
@@ -197,8 +193,8 @@ class Emu3(OneVocabulary):
             pictures = fetch(source, WEIGHT_FILES, revision=revision, token=token)
         files = weight_files(pictures)
 
-        def part(model: Model) -> Part:
-            vq = cast(Self, model).vq
+        def part(model: Emu3) -> Part:
+            vq = model.vq
             if layout == "baai":
                 return Part(vq.weight_slots("emu3"), files, VQ_UNUSED)
             return Part(vq.weight_slots("emu3-transformers", prefixes(files)[2]), files, ["*"])

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from typing_extensions import Self
@@ -36,7 +36,6 @@ from arkv.models.emu35_checkpoint import (
 from arkv.models.one_vocabulary import Form, OneVocabulary
 from arkv.models.pretrained import Part, empty, load, pictures_only, place_of
 from arkv.models.sizes import Size, check_size
-from arkv.models.vq import UNUSED as VQ_UNUSED
 from arkv.weights.files import place, weight_files
 from arkv.weights.hub import fetch
 from arkv.weights.quantization import WeightDtype
@@ -88,9 +87,7 @@ class Emu35(OneVocabulary):
             unconditional = tokenizer.encode(UNCONDITIONAL, add_special_tokens=False).ids
         header = (tokens.answer, tokens.image_start, *tokens.size(rows, columns), tokens.image)
         super().__init__(
-            variant.name,
-            variant.transformer,
-            words,
+            variant,
             Form(
                 tokens.begin,
                 header,
@@ -100,8 +97,6 @@ class Emu35(OneVocabulary):
                 frozenset(range(tokens.padding, tokens.first_code)),
             ),
             Grid(rows, columns, newline=True),
-            variant.vq,
-            rope_theta=variant.rope_theta,
             guidance=variant.guidance,
             top_k=TOP_K,
             tokenizer=tokenizer,
@@ -159,7 +154,7 @@ class Emu35(OneVocabulary):
 
         def parts(model: Emu35) -> Iterator[Part]:
             yield Part(model.weight_slots(), files, UNUSED)
-            yield Part(model.vq.weight_slots("taming"), [decoder_weights(pictures)], VQ_UNUSED)
+            yield model.picture_weights(decoder_weights(pictures))
 
         return load(partial(cls, variant, size, words), dtype, device, parts, weights, lora)
 
@@ -185,7 +180,7 @@ class Emu35(OneVocabulary):
         return pictures_only(
             partial(cls, variant, size),
             device,
-            lambda model: Part(cast(Self, model).vq.weight_slots("taming"), [file], VQ_UNUSED),
+            lambda model: model.picture_weights(file),
         )
 
     @classmethod

@@ -165,7 +165,7 @@ class JanusPro(Model):
         return pictures_only(
             partial(cls, variant),
             device,
-            lambda model: Part(cast(Self, model)._picture_slots(layout), weight_files(folder), ["*"]),
+            lambda model: Part(model._picture_slots(layout), weight_files(folder), ["*"]),
         )
 
     @classmethod

@@ -170,7 +170,7 @@ class LlamaGen(Model):
         return pictures_only(
             partial(cls, variant),
             device,
-            lambda model: Part(cast(Self, model).vq.weight_slots("llamagen"), [pictures], vq.UNUSED),
+            lambda model: Part(model.vq.weight_slots("llamagen"), [pictures], vq.UNUSED),
         )
 
     @classmethod

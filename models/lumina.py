@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from typing_extensions import Self
@@ -38,7 +38,6 @@ from arkv.models.lumina_checkpoint import (
 from arkv.models.one_vocabulary import Form, OneVocabulary
 from arkv.models.pretrained import CONFIG_FILE, TOKENIZER_FILE, Part, empty, load, pictures_only
 from arkv.models.sizes import check_size, sides
-from arkv.models.vq import UNUSED as VQ_UNUSED
 from arkv.weights.files import is_file, place, weight_files
 from arkv.weights.hub import fetch, is_hub_id
 from arkv.weights.quantization import WeightDtype
@@ -94,13 +93,9 @@ class LuminaMGPT(OneVocabulary):
             frozenset((tokens.begin, tokens.image_start, tokens.separator, tokens.line_end)),
         )
         super().__init__(
-            variant.name,
-            variant.transformer,
-            variant.vocabulary,
+            variant,
             form,
             Grid(2 * height, 2 * width, newline=True),
-            variant.vq,
-            rope_theta=variant.rope_theta,
             guidance=GUIDANCE,
             top_k=TOP_K,
             tokenizer=tokenizer,
@@ -163,7 +158,7 @@ class LuminaMGPT(OneVocabulary):
         def parts(model: LuminaMGPT) -> Iterator[Part]:
             rows = norm_rows(files, model.spec.heads)
             yield Part(model.weight_slots(norm_rows=rows), files, UNUSED)
-            yield Part(model.vq.weight_slots("taming"), [decoder], VQ_UNUSED)
+            yield model.picture_weights(decoder)
 
         return load(partial(cls, variant, size, words), dtype, device, parts, weights, lora)
 
@@ -187,7 +182,7 @@ class LuminaMGPT(OneVocabulary):
         return pictures_only(
             partial(cls, variant, size),
             device,
-            lambda model: Part(cast(Self, model).vq.weight_slots("taming"), [decoder], VQ_UNUSED),
+            lambda model: model.picture_weights(decoder),
         )
 
     @classmethod

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from typing_extensions import Self
@@ -33,7 +33,6 @@ from arkv.models.lumina_checkpoint import CELL, UNUSED, chameleon_version, norm_
 from arkv.models.one_vocabulary import Form, OneVocabulary
 from arkv.models.pretrained import Part, empty, load, pictures_only, place_of
 from arkv.models.sizes import Size, check_size
-from arkv.models.vq import UNUSED as VQ_UNUSED
 from arkv.weights.files import place, weight_files
 from arkv.weights.hub import fetch
 from arkv.weights.quantization import WeightDtype
@@ -93,13 +92,9 @@ class LuminaMGPT2(OneVocabulary):
             frozenset((tokens.begin, tokens.image_start, tokens.separator, tokens.line_end, *tokens.sizes)),
         )
         super().__init__(
-            variant.name,
-            variant.transformer,
-            variant.vocabulary,
+            variant,
             form,
             Grid(CODES_PER_CELL * height, CODES_PER_CELL * width, newline=True),
-            variant.vq,
-            rope_theta=variant.rope_theta,
             guidance=GUIDANCE,
             top_k=TOP_K,
             tokenizer=tokenizer,
@@ -156,7 +151,7 @@ class LuminaMGPT2(OneVocabulary):
         def parts(model: LuminaMGPT2) -> Iterator[Part]:
             rows = norm_rows(files, model.spec.heads)
             yield Part(model.weight_slots(norm_rows=rows), files, UNUSED)
-            yield Part(model.vq.weight_slots("taming"), [pictures], VQ_UNUSED)
+            yield model.picture_weights(pictures)
 
         return load(partial(cls, variant, size, words, begin), dtype, device, parts, weights, lora)
 
@@ -180,7 +175,7 @@ class LuminaMGPT2(OneVocabulary):
         return pictures_only(
             partial(cls, variant, size),
             device,
-            lambda model: Part(cast(Self, model).vq.weight_slots("taming"), [file], VQ_UNUSED),
+            lambda model: model.picture_weights(file),
         )
 
     @classmethod

@@ -8,17 +8,13 @@ from typing import TYPE_CHECKING
 
 from arkv.errors import CheckpointError
 from arkv.models.lumina_checkpoint import (
-    CHAMELEON_7B,
-    ROPE_THETA,
     SEPARATOR,
+    ChameleonVariant,
     chameleon_shape,
     chameleon_version,
-    crop_sizes,
     size_name,
 )
 from arkv.models.pretrained import CONFIG_FILE, TOKENIZER_FILE, read_tokenizer
-from arkv.models.sizes import Size
-from arkv.models.transformer import TransformerConfig
 from arkv.models.vq import MOVQ, VQConfig
 from arkv.weights.files import is_file, read_config
 from arkv.weights.hub import fetch
@@ -101,33 +97,16 @@ TOKENS = Tokens()
 
 
 @dataclass(frozen=True)
-class Lumina2Variant:
+class Lumina2Variant(ChameleonVariant):
     """One of the models of the family.
 
     Attributes:
-        name: what the registry calls it.
-        target: side of the square picture it was trained for, in pixels; the other sizes have about as many.
-        repository: where its weights are published.
-        transformer: shape of the transformer.
-        vocabulary: tokens of text and picture together.
         tokens: the ids that matter.
-        vq: shape of the picture decoder.
-        rope_theta: base of the rotary frequencies.
     """
 
-    name: str
-    target: int
-    repository: str
-    transformer: TransformerConfig = CHAMELEON_7B
     vocabulary: int = 171_385
-    tokens: Tokens = TOKENS
     vq: VQConfig = MOVQ
-    rope_theta: float = ROPE_THETA
-
-    @property
-    def sizes(self) -> list[Size]:
-        """Width and height in pixels of every picture that the model was trained for, the widest first."""
-        return crop_sizes(self.target)
+    tokens: Tokens = TOKENS
 
 
 LUMINA_2 = Lumina2Variant("lumina-mgpt-2", 768, "Alpha-VLLM/Lumina-mGPT-2.0")

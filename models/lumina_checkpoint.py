@@ -126,8 +126,8 @@ class Tokens:
 
 
 @dataclass(frozen=True)
-class LuminaVariant:
-    """One of the models of the family.
+class ChameleonVariant:
+    """A model on the architecture of Chameleon, of this family or of its successor.
 
     Attributes:
         name: what the registry calls it.
@@ -135,7 +135,6 @@ class LuminaVariant:
         repository: where its weights are published.
         transformer: shape of the transformer.
         vocabulary: tokens of text and picture together.
-        tokens: the ids that matter.
         vq: shape of the picture decoder.
         rope_theta: base of the rotary frequencies.
     """
@@ -145,7 +144,6 @@ class LuminaVariant:
     repository: str
     transformer: TransformerConfig = CHAMELEON_7B
     vocabulary: int = 65536
-    tokens: Tokens = Tokens()
     vq: VQConfig = CHAMELEON_VQ
     rope_theta: float = ROPE_THETA
 
@@ -153,6 +151,17 @@ class LuminaVariant:
     def sizes(self) -> list[Size]:
         """Width and height in pixels of every picture that the model was trained for, the widest first."""
         return crop_sizes(self.target)
+
+
+@dataclass(frozen=True)
+class LuminaVariant(ChameleonVariant):
+    """One of the models of the family.
+
+    Attributes:
+        tokens: the ids that matter.
+    """
+
+    tokens: Tokens = Tokens()
 
 
 def crop_sizes(target: int) -> list[Size]:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy
 import torch
@@ -22,9 +23,10 @@ from arkv.errors import PromptError
 from arkv.grid import Grid
 from arkv.model import Block, Condition, Model, ModelSpec
 from arkv.models.padding import left_padded
+from arkv.models.pretrained import Part
 from arkv.models.prompting import encode, shown, special_tokens, token_ids
 from arkv.models.transformer import Transformer, TransformerConfig
-from arkv.models.vq import Rounding, VQConfig, VQDecoder
+from arkv.models.vq import UNUSED, Rounding, VQConfig, VQDecoder
 from arkv.weights.checkpoint import WeightSlot
 from arkv.weights.packing import Linear
 
@@ -63,6 +65,30 @@ class Form:
         return [self.begin, *text, *self.header]
 
 
+class Variant(Protocol):
+    """What all of these families say of a model."""
+
+    @property
+    def name(self) -> str:
+        """What the registry calls it."""
+
+    @property
+    def transformer(self) -> TransformerConfig:
+        """Shape of the transformer."""
+
+    @property
+    def vocabulary(self) -> int:
+        """Tokens of text and picture together."""
+
+    @property
+    def vq(self) -> VQConfig:
+        """Shape of the picture decoder."""
+
+    @property
+    def rope_theta(self) -> float:
+        """Base of the rotary frequencies."""
+
+
 class OneVocabulary(Model):
     """Base of the families whose text and pictures share a vocabulary.
 
@@ -70,13 +96,9 @@ class OneVocabulary(Model):
     the family puts around it. Only the latter is possible without a tokenizer.
 
     Args:
-        name: what the registry calls the model.
-        config: shape of the transformer.
-        words: tokens of the vocabulary.
+        variant: which model.
         form: of the rows.
         grid: raster of the picture, with line ends.
-        vq: shape of the picture decoder.
-        rope_theta: base of the rotary frequencies.
         guidance: scale that the pictures are best with.
         top_k: how many of the likeliest codes are drawn from.
         tokenizer: of the checkpoint.
@@ -87,23 +109,20 @@ class OneVocabulary(Model):
 
     def __init__(
         self,
-        name: str,
-        config: TransformerConfig,
-        words: int,
+        variant: Variant,
         form: Form,
         grid: Grid,
-        vq: VQConfig,
         *,
-        rope_theta: float,
         guidance: float,
         top_k: int,
         tokenizer: Tokenizer | None = None,
     ) -> None:
         super().__init__()
-        self.form, self.codes, self.rope_theta, self.tokenizer = form, vq.codes, rope_theta, tokenizer
+        config, vq = variant.transformer, variant.vq
+        self.form, self.codes, self.rope_theta, self.tokenizer = form, vq.codes, variant.rope_theta, tokenizer
         self.special = frozenset() if tokenizer is None else special_tokens(tokenizer)
         self.spec = ModelSpec(
-            name=name,
+            name=variant.name,
             layers=config.layers,
             heads=config.heads,
             kv_heads=config.kv_heads,
@@ -116,7 +135,7 @@ class OneVocabulary(Model):
             hidden=config.hidden,
             top_k=min(top_k, vq.codes),
         )
-        self.embedding = nn.Embedding(words, config.width)
+        self.embedding = nn.Embedding(variant.vocabulary, config.width)
         self.transformer = Transformer(config)
         # Of the published head, only the rows that a picture can use.
         self.output = Linear(config.width, vq.codes + 1, bias=False)
@@ -241,3 +260,7 @@ class OneVocabulary(Model):
             head: rows,
             **self.transformer.weight_slots(prefix, norm_rows),
         }
+
+    def picture_weights(self, file: Path) -> Part:
+        """The picture decoder's weights, in a file with the names of taming-transformers."""
+        return Part(self.vq.weight_slots("taming"), [file], UNUSED)

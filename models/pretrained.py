@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
+AnyModel = TypeVar("AnyModel", bound=Model)
 
 CONFIG_FILE, TOKENIZER_FILE = "config.json", "tokenizer.json"
 
@@ -126,7 +127,7 @@ def load(
 
 
 def pictures_only(
-    build: Callable[[], Model], device: torch.device | str, part: Callable[[Model], Part]
+    build: Callable[[], AnyModel], device: torch.device | str, part: Callable[[AnyModel], Part]
 ) -> PicturesOnly:
     """A model of which the picture decoder alone takes memory.
 

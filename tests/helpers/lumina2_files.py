@@ -32,7 +32,7 @@ def tokens() -> Tokens:
 
 
 def tiny(**changes: Any) -> Lumina2Variant:
-    variant = Lumina2Variant("lumina2-tiny", 64, "nobody/lumina2", SHAPE, 107, tokens(), VQ)
+    variant = Lumina2Variant("lumina2-tiny", 64, "nobody/lumina2", SHAPE, 107, VQ, tokens=tokens())
     return replace(variant, **changes)
 
 

@@ -41,7 +41,7 @@ def tokens() -> Tokens:
 
 def tiny(**changes: Any) -> LuminaVariant:
     config = TransformerConfig(2, 64, 4, 4, 16, 96, 1e-5, qk_norm="layer")
-    variant = LuminaVariant("lumina-tiny", 96, "nobody/lumina-7b-96", config, 64, tokens(), VQ)
+    variant = LuminaVariant("lumina-tiny", 96, "nobody/lumina-7b-96", config, 64, VQ, tokens=tokens())
     return replace(variant, **changes)
 
 
