@@ -19,8 +19,11 @@ from arkv.model import Condition
 from arkv.models import transformer as transformer_file
 from arkv.models.one_vocabulary import OneVocabulary
 from arkv.models.transformer import Block
+from arkv.registry import names
 
 DATA = Path(__file__).parents[1] / "data"
+POLICIES = [entry.name for entry in names("policy") if entry.name != "ssd"]
+"""All but SSD, which needs to be told of the heads."""
 
 
 @dataclass
@@ -121,6 +124,12 @@ class Golden:
             assert torch.equal(decoder.generate([prompt], seeds=[5 + i]).tokens, drawn.tokens[[i]])
         is_end = grid.column(torch.arange(grid.tokens)) == grid.columns
         assert ((drawn.tokens == self.codes) == is_end).all()
+
+    def check_policy(self, model: OneVocabulary, policy: str) -> None:
+        """Whether a policy with room for all gives the tokens of the full cache."""
+        full, roomy = build("full", 0), build(policy, model.spec.grid.tokens)
+        drawn = [Decoder(model, each).generate(self.prompts).tokens for each in (full, roomy)]
+        assert torch.equal(*drawn)
 
 
 # Wrong models.

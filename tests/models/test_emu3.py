@@ -21,9 +21,8 @@ from emu3_files import (
     write_emu3,
     write_words,
 )
-from golden_rows import DATA, form, other_base, other_epsilon, padding_seen, tiled, transposed
+from golden_rows import DATA, POLICIES, form, other_base, other_epsilon, padding_seen, tiled, transposed
 from safetensors.torch import load_file, save_file
-from tiny import build
 
 from arkv import Decoder, load_model
 from arkv.errors import ArkvError, CheckpointError, PromptError
@@ -36,7 +35,7 @@ from arkv.models.emu3_checkpoint import (
     VARIANTS,
     Emu3Variant,
 )
-from arkv.registry import load_class, load_policy, names
+from arkv.registry import load_class, load_policy
 from arkv.weights.checkpoint import load_weights_
 
 ROWS, LINE = 2, 4
@@ -91,12 +90,9 @@ def test_a_prompt_gives_the_same_alone_and_in_a_batch() -> None:
     GOLDEN.check_batches(golden_model())
 
 
-# SSD needs to be told of the heads.
-@pytest.mark.parametrize("policy", [entry.name for entry in names("policy") if entry.name != "ssd"])
+@pytest.mark.parametrize("policy", POLICIES)
 def test_every_policy_with_room_for_all_gives_the_tokens_of_the_full_cache(policy: str) -> None:
-    model, prompts = golden_model(), GOLDEN.prompts
-    full = Decoder(model, build("full", 0)).generate(prompts).tokens
-    assert torch.equal(Decoder(model, build(policy, model.spec.grid.tokens)).generate(prompts).tokens, full)
+    GOLDEN.check_policy(golden_model(), policy)
 
 
 # Against transformers' own class, which is given the golden weights.

@@ -9,6 +9,7 @@ import torch
 from emu35_files import GOLDEN, PIXELS, VQ, OfRanks, tiny, write_emu35
 from golden_rows import (
     DATA,
+    POLICIES,
     form,
     no_norm,
     norm_last,
@@ -19,14 +20,13 @@ from golden_rows import (
     transposed,
 )
 from safetensors.torch import load_file
-from tiny import build
 
 from arkv import Decoder, load_model
 from arkv.errors import ArkvError, CheckpointError, PromptError
 from arkv.models.emu3 import Emu3Gen
 from arkv.models.emu35 import Emu35, Emu35Base, Emu35Image
 from arkv.models.emu35_checkpoint import EMU35_IMAGE, SIZES, UNCONDITIONAL_IDS
-from arkv.registry import load_policy, names
+from arkv.registry import load_policy
 from arkv.weights.checkpoint import load_weights_
 
 
@@ -92,12 +92,9 @@ def test_a_prompt_gives_the_same_alone_and_in_a_batch() -> None:
     GOLDEN.check_batches(golden_model())
 
 
-# SSD needs to be told of the heads.
-@pytest.mark.parametrize("policy", [entry.name for entry in names("policy") if entry.name != "ssd"])
+@pytest.mark.parametrize("policy", POLICIES)
 def test_every_policy_with_room_for_all_gives_the_tokens_of_the_full_cache(policy: str) -> None:
-    model, prompts = golden_model(), GOLDEN.prompts
-    full = Decoder(model, build("full", 0)).generate(prompts).tokens
-    assert torch.equal(Decoder(model, build(policy, model.spec.grid.tokens)).generate(prompts).tokens, full)
+    GOLDEN.check_policy(golden_model(), policy)
 
 
 # Checkpoints.

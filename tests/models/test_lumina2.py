@@ -6,17 +6,16 @@ from typing import Any
 
 import pytest
 import torch
-from golden_rows import DATA, form, no_norm, norm_last, other_base, padding_seen
+from golden_rows import DATA, POLICIES, form, no_norm, norm_last, other_base, padding_seen
 from lumina2_files import GOLDEN, PIXELS, VQ, WIDE, TinyLumina2, tiny, write_lumina2, write_tokenizer
 from lumina_files import write_lumina
 from safetensors.torch import load_file, save_file
-from tiny import build
 
 from arkv import Decoder, load_model
 from arkv.errors import ArkvError, CheckpointError, PromptError
 from arkv.models.lumina2 import LuminaMGPT2
 from arkv.models.lumina2_checkpoint import LUMINA_2, OMNI
-from arkv.registry import load_policy, names
+from arkv.registry import load_policy
 from arkv.weights.checkpoint import load_weights_
 
 
@@ -65,12 +64,9 @@ def test_a_prompt_gives_the_same_alone_and_in_a_batch() -> None:
     GOLDEN.check_batches(golden_model())
 
 
-# SSD needs to be told of the heads.
-@pytest.mark.parametrize("policy", [entry.name for entry in names("policy") if entry.name != "ssd"])
+@pytest.mark.parametrize("policy", POLICIES)
 def test_every_policy_with_room_for_all_gives_the_tokens_of_the_full_cache(policy: str) -> None:
-    model, prompts = golden_model(), GOLDEN.prompts
-    full = Decoder(model, build("full", 0)).generate(prompts).tokens
-    assert torch.equal(Decoder(model, build(policy, model.spec.grid.tokens)).generate(prompts).tokens, full)
+    GOLDEN.check_policy(golden_model(), policy)
 
 
 # Checkpoints.
