@@ -7,7 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from arkv.attention import operators
 from arkv.attention.blocks import Blocks
+from arkv.model import Model
 from arkv.store import Store
 
 
@@ -31,6 +33,12 @@ class Layer(NamedTuple):
     value_scale: Tensor | None
     layout: Blocks | Tensor | None
     rooms: dict[str, Tensor]
+
+
+def has_kernels(model: Model, store: Store) -> bool:
+    """Whether attention over a store is the operators' (`arkv.attention.operators.available`)."""
+    stored = store.keys[0].dtype
+    return operators.available(store.position.device, model.dtype) and operators.reads(stored)
 
 
 def layers_of(store: Store, rooms: dict[str, Tensor], with_kernels: bool) -> list[Layer]:

@@ -26,7 +26,7 @@ from arkv.attention.reference import ragged_attention, slot_attention
 from arkv.decoding.buffers import Buffers
 from arkv.decoding.checks import note_
 from arkv.decoding.compiling import Compile, compiled
-from arkv.decoding.layers import Layer, layers_of, reaches
+from arkv.decoding.layers import Layer, has_kernels, layers_of, reaches
 from arkv.decoding.sampling import Sampling, draw, guide
 from arkv.model import Block, Model
 from arkv.policy import CachePolicy, Observation
@@ -54,9 +54,7 @@ class Step:
         self._model, self._policy, self._store, self._buffers = model, policy, store, buffers
         self._blocks = list(model.blocks)
         # Where there are kernels, they write what a policy is shown to where it reads it.
-        self._with_kernels = operators.available(store.position.device, model.dtype) and operators.reads(
-            store.keys[0].dtype
-        )
+        self._with_kernels = has_kernels(model, store)
         self._rooms = {
             name: torch.zeros(
                 store.layers, store.rows, store.slots, dtype=torch.float32, device=store.position.device

@@ -22,11 +22,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from arkv.attention import operators
 from arkv.decoding.buffers import Buffers
 from arkv.decoding.compiling import Compile, compiled
 from arkv.decoding.graphs import Look, Replayed, on_device
-from arkv.decoding.layers import layers_of
+from arkv.decoding.layers import has_kernels, layers_of
 from arkv.decoding.passes import HIDDEN, enter_, finish_, pass_block, replay_
 from arkv.decoding.sampling import Sampling
 from arkv.decoding.step import recycle_
@@ -91,7 +90,7 @@ class Window:
         self._ahead = torch.arange(width, device=device)
         # By slot, from which place on it is seen.
         self._seen_from = torch.zeros(store.position.shape, dtype=torch.int32, device=device)
-        self._with_kernels = operators.available(device, model.dtype) and operators.reads(store.keys[0].dtype)
+        self._with_kernels = has_kernels(model, store)
         self._layers = layers_of(store, {}, self._with_kernels)
         self._period, self._reach = store.plan.period, reach_of(policy, store)
         self._slots = buffers.slots
