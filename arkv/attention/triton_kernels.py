@@ -28,7 +28,7 @@ kernel is launched.
 from __future__ import annotations
 
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
@@ -38,6 +38,7 @@ from torch import Tensor
 from arkv.attention.blocks import BLOCK, Blocks
 from arkv.attention.tunables import Shape, Tuning, parts_of, tuning_of
 from arkv.errors import ArkvError
+from arkv.launch import Launch, launch_all
 
 WIDEST = 1024
 """Slots, and entries of the table of blocks, that a program takes at a time at the most."""
@@ -52,22 +53,6 @@ FLOAT8_FROM = (8, 9)
 
 TILE = tl.constexpr(BLOCK)
 NOTHING = tl.constexpr(float("-inf"))
-
-
-class Launch(NamedTuple):
-    """One launch of a kernel.
-
-    Attributes:
-        kernel: a function of `triton.jit`.
-        grid: programs along three axes.
-        arguments: of the kernel, by name.
-        options: warps and stages.
-    """
-
-    kernel: Any
-    grid: tuple[int, int, int]
-    arguments: dict[str, Any]
-    options: dict[str, int]
 
 
 def attend(
@@ -111,9 +96,7 @@ def attend(
         raise ArkvError("this GPU does not convert float8, which needs compute capability 8.9: take int8")
     tensors = query, keys, values, visible, blocks, kv_heads, mass, scores, key_scale, value_scale
     output, launches = launches_of(*tensors, tuning)
-    with torch.cuda.device_of(query):
-        for launch in launches:
-            launch.kernel[launch.grid](**launch.arguments, **launch.options)
+    launch_all(launches, query)
     return output
 
 

@@ -24,7 +24,7 @@ from arkv.errors import ArkvError
 from arkv.model import ModelSpec
 
 if TYPE_CHECKING:
-    from arkv.attention.triton_kernels import Launch
+    from arkv.launch import Launch
 
 ARCHITECTURES = (80, 90, 100)
 """Compute capabilities, times ten: A100, H100 and H200, B200."""

@@ -15,12 +15,12 @@ Triton is imported with this module, and this module when the first kernel is la
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from arkv.launch import Launch, launch_all
 
 LEAST = 16
 """Rows of the input that a matrix unit takes at the least."""
@@ -32,27 +32,10 @@ TOGETHER = 4
 """Groups that a program takes at a time, in four bits, where that many divide a row."""
 
 
-class Launch(NamedTuple):
-    """One launch of a kernel.
-
-    Attributes:
-        kernel: a function of `triton.jit`.
-        grid: programs along three axes.
-        arguments: of the kernel, by name.
-        options: warps and stages.
-    """
-
-    kernel: Any
-    grid: tuple[int, int, int]
-    arguments: dict[str, Any]
-    options: dict[str, int]
-
-
 def multiply(input: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
     """Launch the kernel; arguments and result are those of `arkv.weights.products.small_product`."""
     output, launch = launch_of(input, codes, scales)
-    with torch.cuda.device_of(input):
-        launch.kernel[launch.grid](**launch.arguments, **launch.options)
+    launch_all([launch], input)
     return output
 
 
