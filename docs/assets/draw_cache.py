@@ -217,15 +217,22 @@ def draw() -> str:
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--check", action="store_true", help="fail if cache.svg is not up to date")
-    target = Path(__file__).with_name("cache.svg")
+def write_or_check(figure: str, target: Path, script: str, about: str) -> None:
+    """The command of a script that draws: write its figure, or compare it with --check.
+
+    Args:
+        figure: the SVG.
+        target: its file.
+        script: path of the script.
+        about: what the script says of itself.
+    """
+    parser = argparse.ArgumentParser(description=about.partition("\n")[0])
+    parser.add_argument("--check", action="store_true", help=f"fail if {target.name} is not up to date")
     if not parser.parse_args().check:
-        target.write_text(draw(), encoding="utf-8")
-    elif target.read_text(encoding="utf-8") != draw():
-        sys.exit(f"{target} is out of date: run python {Path(__file__).name}")
+        target.write_text(figure, encoding="utf-8")
+    elif target.read_text(encoding="utf-8") != figure:
+        sys.exit(f"{target} is out of date: run python {Path(script).name}")
 
 
 if __name__ == "__main__":
-    main()
+    write_or_check(draw(), Path(__file__).with_name("cache.svg"), __file__, __doc__)

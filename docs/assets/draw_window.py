@@ -6,13 +6,11 @@ is accepted and what is guessed. Run it without arguments to write the figure, w
 
 from __future__ import annotations
 
-import argparse
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from draw_cache import CELL, HEIGHT, INK, STYLE, text
+from draw_cache import CELL, HEIGHT, INK, STYLE, text, write_or_check
 
 from arkv.decoding.drafts import accept_
 from arkv.grid import Grid
@@ -154,15 +152,5 @@ def draw() -> str:
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--check", action="store_true", help="fail if window.svg is not up to date")
-    target = Path(__file__).with_name("window.svg")
-    if not parser.parse_args().check:
-        target.write_text(draw(), encoding="utf-8")
-    elif target.read_text(encoding="utf-8") != draw():
-        sys.exit(f"{target} is out of date: run python {Path(__file__).name}")
-
-
 if __name__ == "__main__":
-    main()
+    write_or_check(draw(), Path(__file__).with_name("window.svg"), __file__, __doc__)
