@@ -182,6 +182,8 @@ class Decoder:
             size = len(prompts) if batch_size is None else batch_size
             if size == "auto":
                 size = self._batch_that_fits(prompts, sampling.guided)
+            if self.compile != "none":  # a smaller batch is filled up
+                self._check_room(size)
             bar = tqdm(total=len(prompts) * total, unit="token", unit_scale=True, disable=not progress)
             stack.enter_context(bar)
             for start in range(0, len(prompts), size):
@@ -189,7 +191,6 @@ class Decoder:
                 batch = range(start, min(start + size, len(prompts)))
                 rows = list(batch)
                 if self.compile != "none":
-                    self._check_room(size)
                     rows += [rows[-1]] * (size - len(rows))
                 condition = self._condition([prompts[i] for i in rows], sampling.guided)
                 loop = self._loop_for(condition, len(rows), sampling.guided, window)
@@ -241,7 +242,8 @@ class Decoder:
             size = check_batch_size(size)
             if not isinstance(size, int):
                 raise ArkvError(f"the size {brief(size)}: expected a whole number of pictures, at least 1")
-            self._check_room(size)
+            with self._turn():
+                self._check_room(size)
             self.generate(self.model.example_prompts(size, 0), **settings, batch_size=size, pixels=False)
 
     def teacher_force(self, prompts: Iterable[Any], tokens: Tensor, guidance: float = 1.0) -> ForcedLogits:
@@ -299,7 +301,7 @@ class Decoder:
         # the longest texts speak for the rest; what one of those is off by, `KEPT_FREE` has room for.
         texts = sorted(prompts, key=lambda prompt: len(str(prompt)))[-LONGEST_PROMPTS:]
         longest = self._condition(texts, False).mask.shape[1]
-        usable = usable_memory(self.model.device)
+        usable = usable_memory(self.model.device, self._held)
         if usable is None:
             return len(prompts)
         stored, compile = self.kv_dtype, self.compile
@@ -323,7 +325,12 @@ class Decoder:
 
     def _check_room(self, pictures: int) -> None:
         """Raise `MemoryLimitError` where so many cannot be decoded at a time whatever their prompts are."""
-        check_memory(self.model, self.policy, pictures, False, 1, self.kv_dtype)
+        check_memory(self.model, self.policy, pictures, False, 1, self.kv_dtype, held=self._held)
+
+    @property
+    def _held(self) -> int:
+        """Bytes of the store that was used last: it is used again, or gone before another is made."""
+        return 0 if self._loop is None else self._loop.store.nbytes
 
     def _loop_for(self, condition: Condition, pictures: int, guided: bool, window: WindowSize = 1) -> Loop:
         """The loop of this batch shape; the last one is kept, with its store and its graphs."""

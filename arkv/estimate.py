@@ -111,9 +111,8 @@ def estimate(
     layout = owners * (8 * widest + 9 * places + 8 * places // BLOCK)
     # As many slots of one layer are turned into the dtype of the products where they are stored narrower.
     widened = 0 if stored == dtype else rows * widest * 2 * spec.head_dim * dtype.itemsize
-    widened += (
-        rows * widest * spec.head_dim * 12 if stored == PACKED else 0
-    )  # and of keys or values in float32
+    # And of keys or values in float32, where two codes share a byte.
+    widened += rows * widest * spec.head_dim * 12 if stored == PACKED else 0
     weighed = rows * spec.heads * widest * 4 * 4 if unequal else 0
 
     # One row's widest activations (inside of the MLP beside the residual stream), in float32 twice over.
@@ -196,10 +195,15 @@ def pictures_within(
     return fits
 
 
-def usable_memory(device: torch.device) -> int | None:
-    """Bytes that batches may take of what is free, or None where nobody can say how much that is."""
+def usable_memory(device: torch.device, held: int = 0) -> int | None:
+    """Bytes that batches may take of what is free, or None where nobody can say how much that is.
+
+    Args:
+        device: whose memory.
+        held: bytes that will be free before a batch begins.
+    """
     free = available_memory(device)
-    return None if free is None else int(free * (1 - KEPT_FREE))
+    return None if free is None else int((free + held) * (1 - KEPT_FREE))
 
 
 def check_memory(
@@ -211,13 +215,16 @@ def check_memory(
     kv_dtype: str | None = None,
     window: int = 1,
     compile: str = "none",
+    held: int = 0,
 ) -> None:
     """Refuse a batch that does not fit beside the weights already loaded.
+
+    The arguments are those of `estimate`, and `held` is that of `usable_memory`.
 
     Raises:
         MemoryLimitError: says what is needed, what there is, and the largest batch that fits.
     """
-    usable = usable_memory(model.device)
+    usable = usable_memory(model.device, held)
     if usable is None:
         return
     needed = estimate(model, policy, pictures, guided, condition, None, kv_dtype, window, compile).batch

@@ -508,6 +508,32 @@ def test_an_automatic_batch_is_the_largest_that_fits(room: int, monkeypatch: pyt
             Decoder(model, policy).generate(prompts[:1] + prompts, guidance=1.5)
 
 
+@pytest.mark.parametrize("size", ["auto", 2])
+@pytest.mark.parametrize("compile", ["none", "inductor"])
+def test_what_a_used_decoder_holds_itself_takes_no_room_from_its_next_batch(
+    compile: Any, size: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for part in ("step", "window"):
+        monkeypatch.setattr(f"arkv.decoding.{part}.compiled", lambda function, mode: function)
+    made = Decoder(Tiny(layers=24), build("window", N), compile=compile)  # much to hold, and little else
+    prompts = [*PROMPTS, (1, 2, 3, 4), (5,)]
+    condition = made._condition(prompts, False).mask.shape[1]
+    free = int(estimate(made.model, made.policy, 2, False, condition).batch / (1 - KEPT_FREE)) + 2
+
+    def left(device: torch.device) -> int:
+        return free - (0 if made._loop is None else made._loop.store.nbytes)
+
+    monkeypatch.setattr("arkv.estimate.available_memory", left)
+    sizes = []
+    for _ in range(2):
+        made.generate(
+            prompts, guidance=1, batch_size=size, on_line=lambda batch, line, images: sizes.append(len(batch))
+        )
+    grid = made.model.spec.grid
+    batches = [min(2, len(prompts) - start) for start in range(0, len(prompts), 2)]
+    assert sizes == 2 * [pictures for pictures in batches for _ in range(grid.rows)]
+
+
 # In a notebook
 
 
