@@ -273,6 +273,7 @@ class OfPicture(NamedTuple):
 
 
 def parts_of(steps: range, period: int) -> list[range]:
-    """Steps in parts that end where an eviction is due."""
-    evictions = range((steps.start // period + 1) * period, steps.stop, period)
-    return [range(start, stop) for start, stop in pairwise([steps.start, *evictions, steps.stop])]
+    """Steps in parts that end where a period does: where an eviction is due, or a line ends."""
+    ends = range((steps.start // period + 1) * period, steps.stop, period)
+    cuts = pairwise([steps.start, *ends, steps.stop])
+    return [range(start, stop) for start, stop in cuts if start < stop]

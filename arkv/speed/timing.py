@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from tqdm.auto import tqdm
 
 from arkv.decoding.noise import seed_keys
 from arkv.decoding.sampling import Sampling
+from arkv.decoding.window import parts_of
 from arkv.errors import ArkvError
 from arkv.grid import Grid
 from arkv.machine.instruments import Clock, used_memory
@@ -119,7 +119,7 @@ def decode(
             engine.skip(span.start)
         clock, pieces = Clock(device), list[range]()
         clock.mark()
-        for line in lines_of(span, grid):
+        for line in parts_of(span, grid.line):
             for piece in engine.pieces(line):
                 engine.decode(piece)
                 clock.mark()
@@ -137,10 +137,3 @@ def decode(
 def fed(line: int, grid: Grid) -> int:
     """Tokens of a line that are fed to the model; the last one of a picture is not."""
     return grid.line - (line == grid.rows - 1)
-
-
-def lines_of(steps: range, grid: Grid) -> list[range]:
-    """Steps cut where lines end."""
-    edges = range((steps.start // grid.line + 1) * grid.line, steps.stop, grid.line)
-    cuts = pairwise([steps.start, *edges, steps.stop])
-    return [range(start, stop) for start, stop in cuts if start < stop]
