@@ -257,7 +257,8 @@ inline const T* const* places_of(
     const Tensor& leaf, int64_t row, const std::vector<int64_t>& listed, int64_t first, int64_t count,
     Scratch& scratch) {
   const T* base = leaf.const_data_ptr<T>() + row * leaf.stride(0);
-  for (int64_t i = 0; i < count; ++i) scratch.at[i] = base + listed[first + i] * leaf.stride(1);
+  const int64_t by_slot = leaf.stride(1), *slots = listed.data() + first;
+  for (int64_t i = 0; i < count; ++i) scratch.at[i] = base + slots[i] * by_slot;
   return reinterpret_cast<const T* const*>(scratch.at.data());
 }
 
@@ -330,23 +331,30 @@ inline void exponentials(float* x, int64_t count, float& greatest) {
 inline void give_by_slot(
     const Call& call, const Tensor& room, int64_t row, const std::vector<int64_t>& listed, const float* x,
     const float* factors, bool sees_all) {
-  const int64_t count = listed.size();
-  float* base = room.mutable_data_ptr<float>() + row * room.stride(0);
+  // Whatever a tensor is asked for is a call into a library: not within a loop over slots.
+  const int64_t count = listed.size(), group = call.group, by_slot = room.stride(2);
+  const int64_t* slots = listed.data();
   const bool* visible = call.visible.const_data_ptr<bool>() + row * call.visible.stride(0);
-  for (int64_t t = 0; t < call.tokens; ++t)
+  float* to = room.mutable_data_ptr<float>() + row * room.stride(0);
+  for (int64_t t = 0; t < call.tokens; ++t) {
     for (int64_t i = 0; i < count; ++i) {
-      if (!sees_all && !visible[t * call.visible.stride(1) + listed[i]]) continue;
+      if (!sees_all && !visible[slots[i]]) continue;
       float sum = 0;
-      for (int64_t q = t * call.group; q < (t + 1) * call.group; ++q)
-        sum += x[q * PART + i] * (factors == nullptr ? 1 : factors[q]);
-      base[t * room.stride(1) + listed[i] * room.stride(2)] = sum;
+      for (int64_t g = 0; g < group; ++g) sum += x[g * PART + i] * (factors == nullptr ? 1 : factors[g]);
+      to[slots[i] * by_slot] = sum;
     }
+    x += group * PART;
+    factors = factors == nullptr ? nullptr : factors + group;
+    visible += call.visible.stride(1);
+    to += room.stride(1);
+  }
 }
 
 inline void clear(const Call& call, const Tensor& room, int64_t row, int64_t first, int64_t count) {
-  float* base = room.mutable_data_ptr<float>() + row * room.stride(0);
+  float* to = room.mutable_data_ptr<float>() + row * room.stride(0);
+  const int64_t by_token = room.stride(1), by_slot = room.stride(2);
   for (int64_t t = 0; t < call.tokens; ++t)
-    for (int64_t i = first; i < first + count; ++i) base[t * room.stride(1) + i * room.stride(2)] = 0;
+    for (int64_t i = first; i < first + count; ++i) to[t * by_token + i * by_slot] = 0;
 }
 
 // One part of one head of one row. Q is the dtype of the queries, T that of keys and values.

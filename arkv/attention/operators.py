@@ -157,11 +157,15 @@ def _blocks(slot: Tensor | None, filled: Tensor | None, head: Tensor | None) -> 
     return None if slot is None or filled is None or head is None else Blocks(slot, filled, head)
 
 
-def _define(name: str, schema: str, *written: str) -> None:
-    operator = torch.library.custom_op(f"arkv::{name}", _anywhere, mutates_args=written, schema=schema)
-    operator.register_kernel("cuda")(_on_cuda)
-    operator.register_fake(lambda query, *_: query.new_empty(query.shape))
+def _define(name: str, schema: str) -> None:
+    """Without the wrapper of `torch.library.custom_op`, which costs more than attention of one picture."""
+    _LIBRARY.define(name + schema, tags=torch.Tag.needs_fixed_stride_order)
+    torch.library.impl(_LIBRARY, name, "CompositeExplicitAutograd")(_anywhere)
+    torch.library.impl(_LIBRARY, name, "CUDA")(_on_cuda)
+    torch.library.register_fake(f"arkv::{name}", lambda query, *_: query.new_empty(query.shape), lib=_LIBRARY)
 
+
+_LIBRARY = torch.library.Library("arkv", "FRAGMENT")
 
 # Two operators of one code: Inductor cannot compile one that may write to mass and scores and gets neither.
 _GIVEN = (
@@ -170,4 +174,4 @@ _GIVEN = (
 )
 _ROOMS = "Tensor(a!)? mass, Tensor(b!)? scores"
 _define("slot_attention", f"({_GIVEN}) -> Tensor")
-_define("observed_attention", f"({_GIVEN}, {_ROOMS}) -> Tensor", "mass", "scores")
+_define("observed_attention", f"({_GIVEN}, {_ROOMS}) -> Tensor")
