@@ -42,14 +42,18 @@ constexpr int64_t PART = 512;
 constexpr int64_t TILE = 16;
 // Keys that meet a query at a time: their sums do not wait for each other.
 constexpr int KEYS = 4;
-// Queries that share a key that has been loaded, where the registers suffice for it.
-constexpr int QUERIES = WIDTH >= 16 ? 4 : 2;
 // From so many queries on, keys and values are widened once for all of them.
 constexpr int64_t MANY = 3;
+// Of many queries, those that meet keys at a time, and those that meet values.
+constexpr int QUERIES = 8, ADDED = 4;
+// Vectors of a tile, one number of each slot.
+constexpr int VECTORS = TILE / WIDTH;
 // Vectors of a value that are summed in registers at a time.
 constexpr int SUMS = 8;
 // What a thread is woken for, in bytes of keys and values.
 constexpr int64_t BYTES_A_THREAD = 1 << 15;
+// Bytes that come from memory together.
+constexpr int64_t LINE = 64;
 constexpr float NOTHING = -std::numeric_limits<float>::infinity();
 
 // Numbers as they are stored: COUNT vectors of them at a time, the last ones of a vector maybe fewer.
@@ -205,7 +209,7 @@ struct Call {
 
 // Memory of a thread for one piece of work.
 struct Scratch {
-  std::vector<float> query, weights, sums, wide;
+  std::vector<float> query, weights, sums, wide, side, seen;
   std::vector<int64_t> listed;
   std::vector<const void*> at;
 };
@@ -251,7 +255,8 @@ inline const float* scale_of(const Tensor& scale, int64_t row) {
   return scale.defined() ? scale.const_data_ptr<float>() + row * scale.stride(0) : nullptr;
 }
 
-// Where the slots of a tile lie; of many queries' keys and values, wide copies in scratch memory.
+// Where the slots of a tile lie. The next tile's are fetched meanwhile: a processor that is busy with sums looks
+// no further than this one.
 template <typename T>
 inline const T* const* places_of(
     const Tensor& leaf, int64_t row, const std::vector<int64_t>& listed, int64_t first, int64_t count,
@@ -259,32 +264,99 @@ inline const T* const* places_of(
   const T* base = leaf.const_data_ptr<T>() + row * leaf.stride(0);
   const int64_t by_slot = leaf.stride(1), *slots = listed.data() + first;
   for (int64_t i = 0; i < count; ++i) scratch.at[i] = base + slots[i] * by_slot;
+  const int64_t bytes = leaf.size(2) * int64_t(sizeof(T)), stop = std::min<int64_t>(2 * TILE, listed.size() - first);
+  for (int64_t i = TILE; i < stop; ++i)
+    for (int64_t b = 0; b < bytes; b += LINE)
+      __builtin_prefetch(reinterpret_cast<const char*>(base + slots[i] * by_slot) + b);
   return reinterpret_cast<const T* const*>(scratch.at.data());
-}
-
-template <typename T>
-inline const float* const* widened(const T* const* narrow, int64_t count, const Call& call, Scratch& scratch) {
-  scratch.wide.resize(TILE * call.width);
-  for (int64_t i = 0; i < count; ++i) {
-    float* wide = scratch.wide.data() + i * call.width;
-    const T* from = narrow[i];
-    pieces<T>(call.head_dim, [&](int64_t d, int numbers) {
-      Vec vectors[Stored<T>::COUNT];
-      Stored<T>::load(from + d, vectors, numbers);
-      for (int c = 0; c < Stored<T>::COUNT; ++c) vectors[c].store(wide + d + c * WIDTH);
-    });
-    scratch.at[i] = wide;
-  }
-  return reinterpret_cast<const float* const*>(scratch.at.data());
 }
 
 template <typename T>
 inline void score(const Call& call, const T* const* keys, int64_t count, const float* query, float* out, int64_t pitch) {
   int64_t q = 0;
-  for (; q + QUERIES <= call.queries; q += QUERIES)
-    dot_products<T, QUERIES>(query + q * call.width, call.width, keys, count, call.head_dim, out + q * pitch, pitch);
-  for (; q < call.queries; ++q)
+  for (; q + 2 <= call.queries; q += 2)
+    dot_products<T, 2>(query + q * call.width, call.width, keys, count, call.head_dim, out + q * pitch, pitch);
+  if (q < call.queries)
     dot_products<T, 1>(query + q * call.width, call.width, keys, count, call.head_dim, out + q * pitch, pitch);
+}
+
+// Many queries: a tile is widened once, to `[TILE, width]`, with zeros where it has fewer slots.
+template <typename T>
+inline const float* widened(const T* const* narrow, int64_t count, const Call& call, Scratch& scratch) {
+  scratch.wide.resize(TILE * call.width);
+  std::fill(scratch.wide.begin() + count * call.width, scratch.wide.end(), 0);
+  for (int64_t i = 0; i < count; ++i) {
+    float* wide = scratch.wide.data() + i * call.width;
+    const T* from = narrow[i];
+    std::fill(wide + call.head_dim, wide + call.width, 0);
+    pieces<T>(call.head_dim, [&](int64_t d, int numbers) {
+      Vec vectors[Stored<T>::COUNT];
+      Stored<T>::load(from + d, vectors, numbers);
+      for (int c = 0; c < Stored<T>::COUNT; ++c) vectors[c].store(wide + d + c * WIDTH);
+    });
+  }
+  return scratch.wide.data();
+}
+
+// To `[width, TILE]`: one number of every slot side by side, so that sums of products stay within their lanes.
+inline const float* transposed(const float* wide, const Call& call, Scratch& scratch) {
+  scratch.side.resize(TILE * call.width);
+  for (int64_t d = 0; d < call.width; d += TILE)
+    at::vec::transpose_mxn<float, TILE, TILE>(wide + d, call.width, scratch.side.data() + d * TILE, TILE);
+  return scratch.side.data();
+}
+
+// Call `work` with the first of some queries, and how many they are as a constant: N, or what is left by halves.
+template <int N, typename F>
+inline void by_queries(int64_t first, int64_t count, const F& work) {
+  for (; first + N <= count; first += N) work(first, std::integral_constant<int, N>{});
+  if constexpr (N > 1) by_queries<N / 2>(first, count, work);
+}
+
+template <int Q>
+inline void score_tile(
+    const float* query, int64_t width, const float* side, int64_t head_dim, float* out, int64_t pitch) {
+  Vec sums[Q][VECTORS];
+  for (auto& row : sums)
+    for (auto& sum : row) sum = Vec(0);
+  for (int64_t d = 0; d < head_dim; ++d) {
+    Vec keys[VECTORS];
+    for (int v = 0; v < VECTORS; ++v) keys[v] = Vec::loadu(side + d * TILE + v * WIDTH);
+    for (int q = 0; q < Q; ++q) {
+      const Vec number(query[q * width + d]);
+      for (int v = 0; v < VECTORS; ++v) sums[q][v] = at::vec::fmadd(number, keys[v], sums[q][v]);
+    }
+  }
+  for (int q = 0; q < Q; ++q)
+    for (int v = 0; v < VECTORS; ++v) sums[q][v].store(out + q * pitch + v * WIDTH);
+}
+
+// N vectors of the values of a tile, weighted, to the sums of Q queries.
+template <int Q, int N>
+inline void add_tile(
+    const float* weights, int64_t pitch, const float* wide, int64_t count, int64_t width, float* sums) {
+  Vec sum[Q][N];
+  for (int q = 0; q < Q; ++q)
+    for (int n = 0; n < N; ++n) sum[q][n] = Vec::loadu(sums + q * width + n * WIDTH);
+  for (int64_t i = 0; i < count; ++i) {
+    Vec value[N];
+    for (int n = 0; n < N; ++n) value[n] = Vec::loadu(wide + i * width + n * WIDTH);
+    for (int q = 0; q < Q; ++q) {
+      const Vec weight(weights[q * pitch + i]);
+      for (int n = 0; n < N; ++n) sum[q][n] = at::vec::fmadd(weight, value[n], sum[q][n]);
+    }
+  }
+  for (int q = 0; q < Q; ++q)
+    for (int n = 0; n < N; ++n) sum[q][n].store(sums + q * width + n * WIDTH);
+}
+
+template <int Q>
+inline void add_tile(
+    const float* weights, int64_t pitch, const float* wide, int64_t count, int64_t width, float* sums) {
+  int64_t d = 0;
+  for (; d + ADDED * WIDTH <= width; d += ADDED * WIDTH)
+    add_tile<Q, ADDED>(weights, pitch, wide + d, count, width, sums + d);
+  for (; d < width; d += WIDTH) add_tile<Q, 1>(weights, pitch, wide + d, count, width, sums + d);
 }
 
 template <typename T>
@@ -364,20 +436,25 @@ void attend_part(
   list_slots(call, row, kv_head, part, scratch.listed);
   const auto& listed = scratch.listed;
   const int64_t count = listed.size(), queries = call.queries;
-  const bool many = queries >= MANY && !std::is_same_v<T, float>;
+  const bool many = queries >= MANY;
   scratch.at.resize(TILE);
   scratch.query.assign(queries * call.width, 0);
   take_queries<Q>(call, row, kv_head, scratch.query.data());
+  const float* query = scratch.query.data();
   float* weights = left.weights;
 
   const float* scale = scale_of(call.key_scale, row);
   for (int64_t i = 0; i < count; i += TILE) {
     const int64_t tile = std::min(TILE, count - i);
     const T* const* keys = places_of<T>(call.keys, row, listed, i, tile, scratch);
-    if (many)
-      score<float>(call, widened(keys, tile, call, scratch), tile, scratch.query.data(), weights + i, PART);
-    else
-      score<T>(call, keys, tile, scratch.query.data(), weights + i, PART);
+    if (many) {
+      const float* side = transposed(widened(keys, tile, call, scratch), call, scratch);
+      by_queries<QUERIES>(0, queries, [&](int64_t q, auto n) {
+        score_tile<n>(query + q * call.width, call.width, side, call.head_dim, weights + q * PART + i, PART);
+      });
+    } else {
+      score<T>(call, keys, tile, query, weights + i, PART);
+    }
     if (scale != nullptr)
       for (int64_t q = 0; q < queries; ++q)
         for (int64_t j = i; j < i + tile; ++j) weights[q * PART + j] *= scale[listed[j]];
@@ -393,40 +470,48 @@ void attend_part(
 
   // What one token sees another may not: it is out of the greatest, and has no weight.
   const bool* visible = call.visible.const_data_ptr<bool>() + row * call.visible.stride(0);
-  const auto hide = [&](int64_t q, float with) {
-    const bool* seen = visible + q / call.group * call.visible.stride(1);
-    for (int64_t i = 0; i < count; ++i)
-      if (!seen[listed[i]]) weights[q * PART + i] = with;
+  const int64_t by_token = call.visible.stride(1);
+  scratch.seen.resize(PART);
+  float* seen = scratch.seen.data();
+  const auto hide = [&](float* x, float with) {
+    at::vec::map2<float>(
+        [with](Vec v, Vec s) { return Vec::blendv(v, Vec(with), s == Vec(0)); }, x, x, seen, count);
   };
   for (int64_t q = 0; q < queries; ++q) {
     float* own = weights + q * PART;
-    if (call.tokens > 1) hide(q, NOTHING);
+    if (call.tokens > 1 && q % call.group == 0)
+      for (int64_t i = 0; i < count; ++i) seen[i] = visible[q / call.group * by_token + listed[i]];
+    if (call.tokens > 1) hide(own, NOTHING);
     exponentials(own, count, left.greatest[q]);
-    if (call.tokens > 1) hide(q, 0);
+    if (call.tokens > 1) hide(own, 0);
     left.total[q] =
         count == 0 ? 0 : at::vec::reduce_all<float>([](Vec& a, Vec& b) { return a + b; }, own, count);
   }
 
   std::fill(left.sums, left.sums + queries * call.width, 0);
   scale = scale_of(call.value_scale, row);
-  float scaled[TILE];
+  float scaled[ADDED * TILE];
   for (int64_t i = 0; i < count; i += TILE) {
     const int64_t tile = std::min(TILE, count - i);
     const T* const* values = places_of<T>(call.values, row, listed, i, tile, scratch);
-    const float* const* wide = many ? widened(values, tile, call, scratch) : nullptr;
-    for (int64_t q = 0; q < queries; ++q) {
+    const float* wide = many ? widened(values, tile, call, scratch) : nullptr;
+    by_queries<ADDED>(0, queries, [&](int64_t q, auto n) {
       const float* own = weights + q * PART + i;
+      int64_t pitch = PART;
       if (scale != nullptr) {
         // A code times a weight of zero is zero whatever its scale.
-        for (int64_t j = 0; j < tile; ++j) scaled[j] = own[j] == 0 ? 0 : own[j] * scale[listed[i + j]];
-        own = scaled;
+        for (int k = 0; k < n; ++k)
+          for (int64_t j = 0; j < tile; ++j)
+            scaled[k * TILE + j] = own[k * PART + j] == 0 ? 0 : own[k * PART + j] * scale[listed[i + j]];
+        own = scaled, pitch = TILE;
       }
       float* sums = left.sums + q * call.width;
       if (many)
-        add_values<float>(own, wide, tile, call.head_dim, sums);
+        add_tile<n>(own, pitch, wide, tile, call.width, sums);
       else
-        add_values<T>(own, values, tile, call.head_dim, sums);
-    }
+        for (int k = 0; k < n; ++k)
+          add_values<T>(own + k * pitch, values, tile, call.head_dim, sums + k * call.width);
+    });
   }
 }
 
