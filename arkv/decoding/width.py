@@ -20,12 +20,13 @@ WindowSize = int | Literal["auto"]
 WIDTHS: Final = (16, 8, 4)
 """What is chosen from; with fewer a pass, what a window costs beside is too much of what it saves."""
 
-BALANCE: Final = {("cuda", 2): 160, ("cuda", 4): 32, ("cpu", 2): 128, ("cpu", 4): 64}
+BALANCE: Final = {("cuda", 2): 160, ("cuda", 4): 32, ("cpu", 2): 32, ("cpu", 4): 64}
 """Tokens of a pass, all rows together, by device and bytes of a weight.
 
 CUDA by data sheets: dense products in sixteen bits, an A100 156 (312e12 / 2.0e12), an H100 295, an L4 403;
-in float32 without TensorFloat-32, an A100 20, an H100 40. CPU: what two cores of a server took on `scenes`,
-whose passes are bound by launching small operations more than by either.
+in float32 without TensorFloat-32, an A100 20, an H100 40. CPU: from two cores of a server.
+In sixteen bits a pass of 32 tokens cost Janus-Pro-1B twice one of two, and a pass of 64 four times, which
+drafts hardly bring in; in float32 a product of 64 rows took three times one of two.
 """
 
 BREAK_EVEN: Final = 1.5

@@ -4,7 +4,7 @@ python docs/results/window_cost.py --device cuda --compile cudagraphs
 python docs/results/window_cost.py --models scenes --dtype float32 --compile none --windows 1,4 --pictures 1
 
 With random weights no draft is right, so every pass brings one token, and a line takes as many passes as it
-has tokens. What is done at the ends of lines is in the time. Writes docs/results/window-cost.jsonl anew.
+has tokens. What is done at the ends of lines is in the time. Adds to docs/results/window-cost.jsonl.
 """
 
 from __future__ import annotations
@@ -83,7 +83,8 @@ def main() -> None:
                 first, *others = seconds.values()
                 cells = [name, f"`{policy}`", str(pictures), f"{first * 1e3:.2f}"]
                 print("|", " | ".join([*cells, *(f"{s / first:.2f}" for s in others)]), "|", flush=True)
-    given.out.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with given.out.open("a") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
 if __name__ == "__main__":

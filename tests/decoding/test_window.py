@@ -189,6 +189,8 @@ def test_the_embedded_model_takes_a_quarter_of_the_passes_at_most() -> None:
         (64, "cuda", torch.bfloat16, 1),
         (8, "cuda", torch.float32, 4),
         (2, "cpu", torch.float32, 16),
+        (2, "cpu", torch.bfloat16, 16),
+        (8, "cpu", torch.bfloat16, 4),
         (128, "cpu", torch.bfloat16, 1),
         (1, "mps", torch.float16, 1),
     ],
