@@ -271,15 +271,6 @@ inline const T* const* places_of(
   return reinterpret_cast<const T* const*>(scratch.at.data());
 }
 
-template <typename T>
-inline void score(const Call& call, const T* const* keys, int64_t count, const float* query, float* out, int64_t pitch) {
-  int64_t q = 0;
-  for (; q + 2 <= call.queries; q += 2)
-    dot_products<T, 2>(query + q * call.width, call.width, keys, count, call.head_dim, out + q * pitch, pitch);
-  if (q < call.queries)
-    dot_products<T, 1>(query + q * call.width, call.width, keys, count, call.head_dim, out + q * pitch, pitch);
-}
-
 // Many queries: a tile is widened once, to `[TILE, width]`, with zeros where it has fewer slots.
 template <typename T>
 inline const float* widened(const T* const* narrow, int64_t count, const Call& call, Scratch& scratch) {
@@ -453,7 +444,9 @@ void attend_part(
         score_tile<n>(query + q * call.width, call.width, side, call.head_dim, weights + q * PART + i, PART);
       });
     } else {
-      score<T>(call, keys, tile, query, weights + i, PART);
+      by_queries<2>(0, queries, [&](int64_t q, auto n) {
+        dot_products<T, n>(query + q * call.width, call.width, keys, tile, call.head_dim, weights + q * PART + i, PART);
+      });
     }
     if (scale != nullptr)
       for (int64_t q = 0; q < queries; ++q)

@@ -24,9 +24,9 @@ BALANCE: Final = {("cuda", 2): 160, ("cuda", 4): 32, ("cpu", 2): 32, ("cpu", 4):
 """Tokens of a pass, all rows together, by device and bytes of a weight.
 
 CUDA by data sheets: dense products in sixteen bits, an A100 156 (312e12 / 2.0e12), an H100 295, an L4 403;
-in float32 without TensorFloat-32, an A100 20, an H100 40. CPU: from two cores of a server.
-In sixteen bits a pass of 32 tokens cost Janus-Pro-1B twice one of two, and a pass of 64 four times, which
-drafts hardly bring in; in float32 a product of 64 rows took three times one of two.
+in float32 without TensorFloat-32, an A100 20, an H100 40. CPU: from two cores of a server
+without matrix units. In sixteen bits a pass of 32 tokens cost Janus-Pro-1B twice one of two, and a pass of 64
+four times one of eight (docs/guide/window.md), which drafts hardly bring in; float32 was tried on `scenes`.
 """
 
 BREAK_EVEN: Final = 1.5
