@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -12,6 +13,7 @@ from typing import Any
 
 from arkv.errors import ArkvError, CheckpointError
 from arkv.grid import Grid
+from arkv.model import ModelSpec
 from arkv.weights.files import read_config
 
 PERCENTS = range(1, 100)
@@ -66,6 +68,21 @@ class HeadProfile:
         """
         return tuple(tuple(_exceeded(head, window) / 100 for head in layer) for layer in self.reach)
 
+    def windows(self, share: float) -> tuple[tuple[int, ...], ...]:
+        """The least window of each head that leaves out no more than a share of its attention.
+
+        Args:
+            share: of the attention to visual tokens, rounded down to a percent. Below one percent nothing is
+                known, and a window holds all tokens.
+
+        Returns:
+            Tokens before the query's own, by layer and key head.
+        """
+        percent = math.floor(round(100 * share, 6))
+        if percent < 1:
+            return tuple(tuple(self.tokens for _ in layer) for layer in self.reach)
+        return tuple(tuple(head[min(percent, len(PERCENTS)) - 1] for head in layer) for layer in self.reach)
+
     def to_json(self) -> str:
         """One JSON object, a head a line, as `load` reads it."""
         members = []
@@ -119,6 +136,23 @@ class HeadProfile:
         except (TypeError, ValueError) as error:
             raise CheckpointError(f"{path} is no profile of heads: {error}; {remedy}") from None
         return cls(**known | {"reach": reach})
+
+    @classmethod
+    def of_model(cls, spec: ModelSpec, path: Path | str) -> HeadProfile:
+        """Read the profile of a model.
+
+        Raises:
+            CheckpointError: as `load`.
+            ArkvError: it is of another model: layers, heads or tokens differ.
+        """
+        profile = cls.load(path)
+        heads, tokens = [len(layer) for layer in profile.reach], spec.grid.tokens
+        if heads != [spec.kv_heads] * spec.layers or profile.tokens != tokens:
+            raise ArkvError(
+                f"{path} has {len(heads)} layers of {sorted(set(heads))} heads and {profile.tokens} tokens, "
+                f"{spec.name} {spec.layers} of {spec.kv_heads} and {tokens}: it is of another model"
+            )
+        return profile
 
 
 def usual_window(grid: Grid) -> int:

@@ -115,14 +115,7 @@ class SSD(RankedPolicy):
                 f"with 'arkv profile --model {spec.name} --out heads.json' and give profile='heads.json'"
             )
         (path,) = files
-        profile = HeadProfile.load(path)
-        heads, tokens = [len(layer) for layer in profile.reach], spec.grid.tokens
-        if heads != [spec.kv_heads] * spec.layers or profile.tokens != tokens:
-            raise ArkvError(
-                f"{path} has {len(heads)} layers of {sorted(set(heads))} heads and {profile.tokens} tokens, "
-                f"{spec.name} {spec.layers} of {spec.kv_heads} and {tokens}: it is of another model"
-            )
-        return profile
+        return HeadProfile.of_model(spec, path)
 
     def window_tokens(self, grid: Grid) -> int:
         """The paper's W on this grid, where there is room for it."""

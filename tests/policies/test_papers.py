@@ -16,6 +16,7 @@ from profiles import profile_of, saved
 from structured import WORDS, Box, Head, Structured, compare
 
 from arkv import CachePolicy, Grid, load_policy
+from arkv.head_profile import HeadProfile
 from arkv.testing.oracle import Place
 
 GRID = Grid(8, 8)
@@ -370,3 +371,39 @@ def test_ssd_holds_what_its_listing_says(box: type[Box], parameters: dict, tmp_p
     profile = saved(profile_of(model.spec, [[0.5, 0.1]] * 2), tmp_path / "heads.json")
     policy = load_policy("ssd", budget=40, window=26, profile=profile, **parameters)
     assert compare(model, policy, box) == 4 * 575
+
+
+class Front(Box):
+    """Ours: heads 0 keep the newest 70, as many as they need; heads 1 get the other 26 of 2 x 48.
+
+    Of those are 4 anchors, the 15 newest, and the tokens of the greatest sum of looks from more than 8 tokens
+    away, of which nine tenths outlive an eviction.
+    """
+
+    period = 4
+
+    def __init__(self, heads: dict[Place, Head], grid: Grid) -> None:
+        super().__init__(heads, grid)
+        self.far: dict[Place, dict[int, float]] = {place: {} for place in heads}
+
+    def look(self, t: int) -> None:
+        for place, head in self.heads.items():
+            for j, a in head.attention(t, head.held).items():
+                self.far[place][j] = self.far[place].get(j, 0) + a * (t - j > 8)
+
+    def evict(self, t: int) -> None:
+        for place, head in self.heads.items():
+            if place[2] == 0:
+                head.held = head.held[-70:]
+            elif len(head.held) > 26:
+                anchors, middle, newest = head.held[:4], head.held[4:-15], head.held[-15:]
+                head.held = anchors + best(middle, self.far[place], 26 - 19) + newest
+            self.far[place] = {j: 0.9 * a for j, a in self.far[place].items()}
+
+
+def test_front_holds_what_its_box_says(tmp_path: Path) -> None:
+    model = Structured(Grid(24, 24), rows=1)
+    reach = (((100,) + (70,) * 98, (300,) * 99),) * 2
+    profile = saved(HeadProfile("structured", 576, reach, 1, 1.0, "2026-01-01", {}), tmp_path / "heads.json")
+    policy = load_policy("front", budget=48, profile=profile, recent=15)
+    assert compare(model, policy, Front) == 4 * 575

@@ -32,6 +32,14 @@ PARAMETERS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "diagonal": COMMON | {"sinks": st.integers(0, 2)},
     "full": {},
     "h2o": COMMON | {"recent": st.none() | st.integers(0, 6)},
+    "front": COMMON
+    | {
+        "tau": share,
+        "anchors": st.integers(0, 4),
+        "recent": st.none() | st.integers(0, 6),
+        "near": st.none() | st.integers(0, 6),
+        "memory": share,
+    },
     "headkv": COMMON
     | {
         "warmup": st.none() | st.integers(1, 15),
@@ -84,10 +92,12 @@ class TestRegistered(PolicySuite):
         self.policy = load_class("policy", request.param)  # type: ignore[misc]
 
     def parameters_for(self, spec: ModelSpec) -> st.SearchStrategy[dict[str, Any]]:
-        """Those of the table; SSD has to know the heads of the model beside."""
+        """Those of the table, beside what SSD has to know of the heads, and front may."""
         parameters = PARAMETERS.get(self.name, COMMON if issubclass(self.policy, RankedPolicy) else {})
         if self.name == "ssd":
             parameters = parameters | {"profile": self.profiles(spec)}
+        if self.name == "front":
+            parameters = parameters | {"profile": st.none() | self.profiles(spec)}
         return st.fixed_dictionaries(parameters)
 
     def profiles(self, spec: ModelSpec) -> st.SearchStrategy[str]:

@@ -1,0 +1,42 @@
+"""Scores `front` beside LineAR and the full cache at equal bytes, and without each of its parts.
+
+python docs/results/front.py --out docs/results/front.jsonl
+
+500 prompts that it was not tuned on. Rows that the file has are not run again. `make results` prints the
+tables.
+"""
+
+import argparse
+
+from arkv.cli import main
+
+SEED = 2026
+"""`front` was tuned on pictures of seed 777."""
+TWELFTH, TWENTY_FOURTH = "front:ratio=0.24", "front:ratio=1/10"
+"""Of the full cache's bytes in bfloat16, when stored in four bits."""
+WITHOUT = {
+    "windows": f"{TWENTY_FOURTH},tau=0.0",
+    "far looks only": f"{TWENTY_FOURTH},near=0",
+    "memory": f"{TWENTY_FOURTH},memory=0.0",
+    "short period": "front:budget=38,period=24",
+}
+"""A part of it, and the policy without that part in as many slots."""
+RUNS = (
+    (None, ("full",)),
+    ("int4", (TWENTY_FOURTH, TWELFTH, "linear:budget=38", "linear:budget=118", *WITHOUT.values())),
+    ("int8", (TWENTY_FOURTH,)),
+    (None, (TWENTY_FOURTH,)),
+    ("int4", ("full",)),
+)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", required=True)
+    parser.add_argument("--prompts", default="500")
+    given = parser.parse_args()
+    shared = ["--seed", str(SEED), "--prompts", given.prompts, "--batch-size", "125", "--out", given.out]
+    shared += ["--dtype", "bfloat16", "--compile", "inductor"]
+    for kv_dtype, policies in RUNS:
+        stored = ["--kv-dtype", kv_dtype] if kv_dtype else []
+        main(["eval", "--policies", ",".join(policies), *stored, *shared])

@@ -1,0 +1,162 @@
+"""front: a window where a window is enough, what is looked at from afar elsewhere (ours).
+
+    before            W_h = the least window that leaves out no more than tau of head h's attention
+                      slots are shared out as water fills vessels: the head of the smallest W_h first, as
+                      long as W_h is at most twice the equal share M of what is left
+    every P tokens    heads with a window   keep the last W_h tokens
+                      the others            keep M tokens: the anchors, the R newest and, of the rest,
+                                            those of the greatest score; then score = memory * score
+    every token       score_j += its attention to j, if j is more than `near` tokens behind
+
+A cache of S slots a head keeps B = S - P tokens at an eviction, so a short period turns buffer into budget.
+Slots in eight or four bits are the decoder's `kv_dtype`. The guide to policies has the derivation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from arkv.errors import BudgetError
+from arkv.grid import Grid
+from arkv.head_profile import HeadProfile
+from arkv.model import ModelSpec
+from arkv.policy import Observation, RankedPolicy, resolve_budget
+from arkv.store import CachePlan, Store
+
+MOST_SHARES = 2
+"""Equal shares that a window may take: a head whose window is cut loses more than its slots bring."""
+
+Windows = dict[tuple[int, int], int]
+"""Tokens by layer and key head."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Front(RankedPolicy):
+    """Windows for heads that need no more; what is looked at from afar, for the others.
+
+    `budget` (or `ratio`) is the mean over all heads of all layers, of visual tokens. A model without a
+    profile has no windows: its heads are all ranked, with B tokens each. `arkv profile` measures one.
+
+    A token is looked at most while it is new, by all heads and whatever it shows. Such looks say nothing of
+    the looks to come, and they are not counted.
+
+    Attributes:
+        profile: file that `arkv profile` wrote; None for the one that comes with the model, if one does.
+        tau: share of a head's attention that a window may leave out, in whole percents.
+        anchors: first visual tokens that ranked heads never give up.
+        recent: newest tokens that ranked heads never give up, R. None: a line and one, which reaches the
+            neighbours above the next token.
+        near: distance in tokens up to which looks do not count. None: a third of a line.
+        memory: share of a score that outlives an eviction.
+        period: visual tokens between two evictions, P. None: a sixth of a line.
+    """
+
+    fields: ClassVar[Mapping[str, torch.dtype]] = {"score": torch.float32}
+    head_fields: ClassVar[Mapping[str, torch.dtype]] = {"windowed": torch.bool}
+    needs: ClassVar[frozenset[str]] = frozenset({"mass"})
+    allocatable: ClassVar[bool] = False
+    source: ClassVar[str] = "ours"
+
+    profile: str | None = None
+    tau: float = 0.02
+    anchors: int = 4
+    recent: int | None = None
+    near: int | None = None
+    memory: float = 0.9
+
+    def __post_init__(self) -> None:
+        for name, share in (("tau", self.tau), ("memory", self.memory)):
+            if not 0 <= share <= 1:
+                raise BudgetError(f"{name} is {share}: expected a share from 0 to 1")
+        for name, value in (("anchors", self.anchors), ("recent", self.recent), ("near", self.near)):
+            if value is not None and value < 0:
+                raise BudgetError(f"{name} is {value}: expected 0 or more visual tokens")
+
+    def eviction_period(self, grid: Grid) -> int:
+        """A sixth of a line, unless it is given."""
+        return max(1, grid.line // 6) if self.period is None else self.period
+
+    def recent_tokens(self, grid: Grid) -> int:
+        """Newest tokens that a ranked head keeps on this grid."""
+        return min(grid.line + 1 if self.recent is None else self.recent, grid.tokens)
+
+    def near_tokens(self, grid: Grid) -> int:
+        """Distance up to which looks do not count on this grid."""
+        return min(grid.line // 3 if self.near is None else self.near, grid.tokens)
+
+    def least_budget(self, grid: Grid) -> int:
+        """Anchors and newest tokens; no ranked head gets less than the budget."""
+        return self.anchors + self.recent_tokens(grid)
+
+    def files(self, spec: ModelSpec) -> Sequence[Path]:
+        """The profile, if there is one."""
+        path = self.profile or spec.head_profile
+        return () if path is None else (Path(path),)
+
+    def shares(self, spec: ModelSpec) -> tuple[Windows, int]:
+        """Who gets how many tokens.
+
+        Returns:
+            The heads that have a window, with W_h, and what each of the others gets, M.
+
+        Raises:
+            ArkvError: the profile cannot be read, or is of another model.
+        """
+        tokens, heads = spec.grid.tokens, spec.layers * spec.kv_heads
+        budget = resolve_budget(self.budget, self.ratio, tokens)
+        left, windows = budget * heads, Windows()
+        for path in self.files(spec) if budget < tokens else ():  # with room for all, nothing is left out
+            needed = HeadProfile.of_model(spec, path).windows(self.tau)
+            places = [(w, layer, head) for layer, row in enumerate(needed) for head, w in enumerate(row)]
+            for window, layer, head in sorted(places):
+                if window * heads > MOST_SHARES * left:
+                    break
+                windows[layer, head] = max(1, window)
+                left, heads = left - windows[layer, head], heads - 1
+        return windows, min(left // max(1, heads), tokens)
+
+    def plan(self, grid: Grid, spec: ModelSpec) -> CachePlan:
+        """W_h for heads with a window, M for the others."""
+        uniform = super().plan(grid, spec)
+        windows, share = self.shares(spec)
+        if not windows:
+            return uniform
+        by_head = tuple(
+            tuple(windows.get((layer, head), share) for head in range(spec.kv_heads))
+            for layer in range(spec.layers)
+        )
+        return CachePlan(budget=by_head, period=uniform.period)
+
+    def begin(self, store: Store) -> None:
+        """Tell every head whether it has a window."""
+        windows, _ = self.shares(store.spec)
+        places = [[(layer, head) for head in range(store.kv_heads)] for layer in range(store.layers)]
+        kinds = [[place in windows for place in layer] for layer in places]
+        windowed = torch.tensor(kinds, device=store.position.device)
+        store["windowed"].copy_(windowed[:, None].expand_as(store["windowed"]))
+
+    def observe(self, store: Store, seen: Observation, step: Tensor) -> None:
+        """Sum up what is looked at from afar."""
+        far = store.position < step - self.near_tokens(store.grid)
+        store["score"].add_(torch.where(far, seen.mass, 0))
+
+    def protected(self, store: Store, step: Tensor) -> Tensor:
+        """Anchors and newest tokens of ranked heads."""
+        newest = store.position >= step - self.recent_tokens(store.grid)
+        safe = newest | (store.position < min(self.anchors, store.grid.tokens))
+        return safe & ~store.of_slots(store["windowed"])
+
+    def score(self, store: Store, step: Tensor) -> Tensor:
+        """Position in heads with a window, the sum of far looks in the others."""
+        return torch.where(store.of_slots(store["windowed"]), store.position.float(), store["score"])
+
+    def evict(self, store: Store, slots: Tensor) -> None:
+        """Give up the slots, and let old looks count less."""
+        super().evict(store, slots)
+        store["score"].mul_(self.memory)
