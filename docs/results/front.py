@@ -22,10 +22,10 @@ WITHOUT = {
 }
 """A part of it, and the policy without that part in as many slots."""
 RUNS = (
-    (None, ("full",)),
+    ("own", ("full",)),
     ("int4", (TWENTY_FOURTH, TWELFTH, "linear:budget=38", "linear:budget=118", *WITHOUT.values())),
     ("int8", (TWENTY_FOURTH,)),
-    (None, (TWENTY_FOURTH,)),
+    ("own", (TWENTY_FOURTH,)),
     ("int4", ("full",)),
 )
 
@@ -38,5 +38,4 @@ if __name__ == "__main__":
     shared = ["--seed", str(SEED), "--prompts", given.prompts, "--batch-size", "125", "--out", given.out]
     shared += ["--dtype", "bfloat16", "--compile", "inductor"]
     for kv_dtype, policies in RUNS:
-        stored = ["--kv-dtype", kv_dtype] if kv_dtype else []
-        main(["eval", "--policies", ",".join(policies), *stored, *shared])
+        main(["eval", "--policies", ",".join(policies), "--kv-dtypes", kv_dtype, *shared])
