@@ -114,7 +114,7 @@ def load(
         if adapter is None:
             load_weights_(slots, part.files, part.unused)
         else:
-            adapter.check(slots)
+            adapter.check(slots, part.unused)
             with adapter.merging() as merged:
                 load_weights_(slots, part.files, part.unused, merged)
             adapter = None

@@ -9,9 +9,10 @@ refused: it may change every number.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -58,21 +59,31 @@ class Adapter:
     scales: Mapping[str, float]
     shapes: Mapping[str, tuple[int, int]]
 
-    def check(self, slots: Mapping[str, WeightSlot]) -> None:
-        """Refuse an adapter of another model.
+    def check(self, slots: Mapping[str, WeightSlot], unused: Sequence[str]) -> None:
+        """Refuse an adapter of another model, or one that would change no picture.
 
         Args:
             slots: where the weights go, by their names in the checkpoint.
+            unused: patterns of names that the checkpoint has and the model does not use, such as the encoder
+                of pictures that a prompt may show; what an adapter adds to them is passed over.
 
         Raises:
-            CheckpointError: the checkpoint has not all of its weights, or in another shape.
+            CheckpointError: the checkpoint has not all of its weights, or in another shape, or all of them
+                are unused.
         """
-        if absent := [name for name in self.shapes if name not in slots]:
+        used = [name for name in self.shapes if not any(fnmatchcase(name, pattern) for pattern in unused)]
+        if not used:
+            raise CheckpointError(
+                f"the adapter {self.path} is for {_some(list(self.shapes))} only, which no picture is drawn "
+                "with: leave it out"
+            )
+        if absent := [name for name in used if name not in slots]:
             raise CheckpointError(
                 f"the adapter {self.path} is for {_some(absent)}, which the checkpoint has not; it has "
                 f"{_some(sorted(set(slots) - set(self.shapes)))}: it was trained on another model or layout"
             )
-        for name, shape in self.shapes.items():
+        for name in used:
+            shape = self.shapes[name]
             if slots[name].wanted != shape:
                 raise CheckpointError(
                     f"the adapter {self.path} is for a {name} of shape {shape}, the model's is "

@@ -21,6 +21,11 @@ WITHOUT = {
     "short period": "front:budget=38,period=24",
 }
 """A part of it, and the policy without that part in as many slots."""
+LINEAR_BESIDE = {
+    f"{TWELFTH}@int4": "linear:budget=118@int4",
+    f"{TWENTY_FOURTH}@int4": "linear:budget=38@int4",
+}
+"""LineAR in the same bytes."""
 RUNS = (
     ("own", ("full",)),
     ("int4", (TWENTY_FOURTH, TWELFTH, "linear:budget=38", "linear:budget=118", *WITHOUT.values())),

@@ -26,6 +26,7 @@ PAGES: Mapping[str, Mapping[str, tuple[Callable[[str], str], str]]] = {
         "lost": (tables.lost_by_ratio, "scenes"),
         "groups": (tables.groups_closely, "scenes"),
     },
+    "front.md": {"bytes": (tables.at_equal_bytes, "front"), "parts": (tables.parts_of_front, "front")},
     "linear.md": {"choices": (tables.choices_of_linear, "linear")},
     "speed.md": {
         "beside": (tables.beside_transformers, "speed-cpu"),

@@ -7,10 +7,14 @@ from fractions import Fraction
 from functools import cache
 from pathlib import Path
 
+from front import LINEAR_BESIDE, TWENTY_FOURTH, WITHOUT
+
 from arkv.estimate import format_bytes
 from arkv.jobs.journal import read_journal
 from arkv.speed.measurement import Line, Measurement, from_dict, speedups
 from arkv.study.evaluation import Accuracy, Evaluation
+from arkv.study.labels import unlabelled
+from arkv.study.pairs import Pair, pair
 
 HERE = Path(__file__).parent
 CLOSELY = "1/6"
@@ -121,6 +125,60 @@ def choices_of_linear(name: str) -> str:
         ["anchors", "recent", *(f"{scoring}, {ratio}" for scoring, ratio in scores)],
         [[a, r, *(cell(a, r, scoring, ratio) for scoring, ratio in scores)] for a, r in lines],
     )
+
+
+def at_equal_bytes(name: str) -> str:
+    """Policies by the bytes that they take, beside LineAR and the full cache prompt by prompt."""
+    rows = evaluated(name)
+    full = rows["full"]
+
+    def less(row: Evaluation, other: Evaluation | None) -> str:
+        return "" if other is None or other is row else points(pair(other, row))
+
+    return table(
+        ["policy", "of the full cache's bytes", "right", "less the full cache", "less LineAR", "lost, KL"],
+        [
+            [
+                called_in_full(row),
+                f"{row.share_of_bytes or 0:.1%}",
+                right(row.accuracy),
+                less(row, full),
+                less(row, rows.get(LINEAR_BESIDE.get(row.policy, ""))),
+                "" if row.attention_lost is None else f"{row.attention_lost:.1%}, {row.kl:.1g}",
+            ]
+            for row in sorted(rows.values(), key=lambda row: row.share_of_bytes or 0)
+            if row.policy not in [f"{policy}@int4" for policy in WITHOUT.values()]
+        ],
+    )
+
+
+def parts_of_front(name: str) -> str:
+    """What is lost without each part of `front`, in as many slots, prompt by prompt."""
+    rows = evaluated(name)
+    whole = rows[f"{TWENTY_FOURTH}@int4"]
+    found = {part: rows.get(f"{policy}@int4") for part, policy in WITHOUT.items()}
+    return table(
+        ["without", "", "right", "less the whole"],
+        [
+            ["nothing", called_in_full(whole), right(whole.accuracy), ""],
+            *(
+                [part, called_in_full(row), right(row.accuracy), points(pair(whole, row))]
+                for part, row in found.items()
+                if row is not None
+            ),
+        ],
+    )
+
+
+def called_in_full(row: Evaluation) -> str:
+    """A policy and how its keys and values are stored."""
+    policy, kv_dtype = unlabelled(row.policy)
+    return f"`{policy}`, {kv_dtype or 'bfloat16'}"
+
+
+def points(two: Pair) -> str:
+    """How much more often the second is right, in points, with the interval."""
+    return f"{100 * two.difference:+.1f} [{100 * two.low:+.1f}, {100 * two.high:+.1f}]"
 
 
 def choice_of(row: Evaluation) -> tuple[str, str, str]:

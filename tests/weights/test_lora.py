@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 from janus_files import write_janus
-from safetensors.torch import save_file
+from lora_golden import ADAPTERS, FOLDER
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from arkv.errors import CheckpointError
@@ -67,8 +68,6 @@ def adapter(tmp_path: Path, plain: dict[str, Tensor]) -> Callable[..., Path]:
 
 
 def product(folder: Path, module: str) -> Tensor:
-    from safetensors.torch import load_file
-
     tensors = load_file(folder / "adapter_model.safetensors")
     return tensors[f"{PREFIX}{module}.lora_B.weight"] @ tensors[f"{PREFIX}{module}.lora_A.weight"]
 
@@ -101,6 +100,16 @@ def test_the_product_of_the_matrices_is_added_to_its_weight_and_to_no_other(
         torch.testing.assert_close(found[f"{module}.weight"], expected, atol=1e-5, rtol=1e-5)
     for name in plain.keys() - {f"{module}.weight" for module in TARGETS}:
         assert torch.equal(found[name], plain[name]), name
+
+
+@pytest.mark.parametrize("kind", ADAPTERS)
+def test_what_is_merged_is_what_peft_merges(base: Path, plain: dict[str, Tensor], kind: str) -> None:
+    """Of what it is for, the encoder of pictures is not loaded: that changes nothing that is drawn."""
+    added = load_file(FOLDER / kind / "added.safetensors")
+    assert added.keys() <= plain.keys(), "all else was left out when the file was made"
+    for name, weight in merged(base, FOLDER / kind).items():
+        expected = plain[name] + added[name] if name in added else plain[name]
+        torch.testing.assert_close(weight, expected, atol=1e-6, rtol=1e-5)
 
 
 def test_a_module_may_have_a_rank_of_its_own(
@@ -168,6 +177,17 @@ def test_what_cannot_be_merged_is_refused_in_one_line(
     with pytest.raises(CheckpointError, match=told) as caught:
         JanusPro.from_pretrained(base, lora=folder)
     assert "\n" not in str(caught.value)
+
+
+def test_an_adapter_that_changes_no_picture_is_refused(
+    base: Path, plain: dict[str, Tensor], tmp_path: Path
+) -> None:
+    module = f"{PREFIX}model.vision_model.encoder.layers.0.self_attn.q_proj"
+    matrices = {f"{module}.lora_A.weight": torch.ones(3, 8), f"{module}.lora_B.weight": torch.ones(8, 3)}
+    save_file(matrices, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps(CONFIG))
+    with pytest.raises(CheckpointError, match=r"is for model.vision_model.* only, which no picture is drawn"):
+        JanusPro.from_pretrained(base, lora=tmp_path)
 
 
 def test_what_is_no_adapter_is_refused(tmp_path: Path, adapter: Callable[..., Path]) -> None:
