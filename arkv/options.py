@@ -170,8 +170,10 @@ def refusal(
     typed = named is not str
     inside = f" in {where}" if where and not typed else ""
     what = shown(values.get(name), texts=typed)
-    told = f"{named(name)} is {what}{inside}: expected {expected(type_of(fields[name]))}"
-    return OptionError(told, name, out_of_range)
+    wanted = f"expected {expected(type_of(fields[name]))}"
+    if _is_undecoded(values.get(name)):
+        wanted = "bytes that are no text in UTF-8; take a locale of UTF-8, or set PYTHONUTF8=1"
+    return OptionError(f"{named(name)} is {what}{inside}: {wanted}", name, out_of_range)
 
 
 def check_type(hint: Any, value: Any) -> bool:
@@ -218,6 +220,12 @@ def choices_of(hint: Any) -> list[str]:
     if origin in (typing.Union, types.UnionType):
         return [word for part in parts for word in choices_of(part)]
     return []
+
+
+def _is_undecoded(value: Any) -> bool:
+    """Whether a text, or one of several, has what Python makes of bytes that it cannot decode."""
+    texts = value if isinstance(value, (list, tuple)) else [value]
+    return any("\udc80" <= letter <= "\udcff" for text in texts if isinstance(text, str) for letter in text)
 
 
 def _listed(words: list[str]) -> str:

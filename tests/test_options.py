@@ -95,6 +95,12 @@ def test_a_wrong_value_is_one_line(values: dict[str, Any]) -> None:
     assert complaint_of(**values).startswith(f"{name} is ")
 
 
+@pytest.mark.parametrize("values", [{"out": "a\udc80"}, {"policies": ("linear", "\udcff")}])
+def test_bytes_that_are_no_text_are_told_as_such(values: dict[str, Any]) -> None:
+    """A console whose locale is not of UTF-8 hands them over so."""
+    assert "bytes that are no text in UTF-8; take a locale" in complaint_of(**values)
+
+
 @pytest.mark.parametrize("number", [numpy.int64(4), numpy.uint8(4), torch.tensor(4)])
 def test_numbers_of_other_libraries_are_numbers(number: Any) -> None:
     assert Painting(out=Path("x"), strokes=number).strokes == 4

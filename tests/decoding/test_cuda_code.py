@@ -32,7 +32,7 @@ LAUNCHES_OF_A_PASS = (8, 4, 1)
 """Of a window: it keeps what a policy will be shown, and each query sees slots of its own."""
 SORT, TOP_K = "aten.sort.stable", "aten.topk.default"
 """What torch has kernels for, better than Inductor's; once a line, in evictions only."""
-FEW_SIZES = ("ssd", "pyramid")
+FEW_SIZES = ("ssd", "pyramid", "front")
 """Policies whose heads are of a few sizes: they select by top-k, and a sort of the pool would be more."""
 
 needs_cuda_build = pytest.mark.skipif(
