@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
+from statistics import median
 
 from front import LINEAR_BESIDE, TWENTY_FOURTH, WITHOUT
 
@@ -222,6 +224,29 @@ def few_pictures(name: str) -> str:
                 f"{row.milliseconds_per_step:.0f}, {row.milliseconds_per_step_p95:.0f}",
                 f"{row.roofline_share:.0%}",
                 *sizes(row),
+            ]
+            for row in rows
+        ],
+    )
+
+
+def one_picture(name: str) -> str:
+    """Seconds of one picture, and how much faster than transformers' loop: ratios of the same round."""
+    rows = [json.loads(line) for line in (HERE / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+    tokens, rows = rows[0]["run"]["tokens"], rows[1:]
+    others = rows[0]["seconds"]
+
+    def faster(seconds: list[float]) -> str:
+        return number(median(other / own for other, own in zip(others, seconds, strict=True)))
+
+    return table(
+        ["", "s a picture", "tokens/s", "times as fast"],
+        [
+            [
+                row["contender"],
+                f"{median(row['seconds']):.2f} ({min(row['seconds']):.2f} to {max(row['seconds']):.2f})",
+                number(tokens / median(row["seconds"])),
+                "" if row is rows[0] else faster(row["seconds"]),
             ]
             for row in rows
         ],
