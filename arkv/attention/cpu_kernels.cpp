@@ -111,6 +111,34 @@ struct Stored<Float8_e4m3fn> {
   }
 };
 
+// Two codes of four bits a byte, as arkv/attention/quantization.py packs them. They are widened a tile at a time,
+// with the scale and the zero of their group, and met as float32.
+using Packed = uint8_t;
+template <typename T>
+constexpr bool IS_PACKED = std::is_same_v<T, Packed>;
+
+// Numbers of a group from their codes, the lower or the higher ones of some bytes.
+inline void widen_codes(const Packed* from, int64_t count, bool high, float scale, float zero, float* to) {
+  for (int64_t i = 0; i < count; i += WIDTH) {
+    const int numbers = int(std::min<int64_t>(WIDTH, count - i));
+    Ints codes = widened(reinterpret_cast<const int8_t*>(from + i), numbers);
+    if (high) codes = codes >> Ints(4);
+    const Vec wide = at::vec::convert<float>(codes & Ints(15));
+    at::vec::fmadd(wide, Vec(scale), Vec(zero)).store(to + i, numbers);
+  }
+}
+
+// A whole vector. Groups come one after the other, and the codes of the second half lie above those of the first.
+inline void widen_packed(const Packed* from, const BFloat16* scales, int64_t groups, int64_t head_dim, float* to) {
+  const int64_t half = head_dim / 2, size = head_dim / groups;
+  for (int64_t g = 0; g < groups; ++g) {
+    const float scale = scales[g], zero = scales[groups + g];
+    const int64_t first = g * size, stop = first + size, middle = std::clamp(half, first, stop);
+    widen_codes(from + first, middle - first, false, scale, zero, to + first);
+    widen_codes(from + middle - half, stop - middle, true, scale, zero, to + middle);
+  }
+}
+
 // Parts of a vector of head_dim numbers: full ones, and the rest.
 template <typename T, typename F>
 inline void pieces(int64_t head_dim, const F& each) {
@@ -212,6 +240,7 @@ struct Scratch {
   std::vector<float> query, weights, sums, wide, side, seen;
   std::vector<int64_t> listed;
   std::vector<const void*> at;
+  std::vector<const float*> rows;
 };
 
 // What a part leaves behind where a head has several.
@@ -251,10 +280,6 @@ inline void list_slots(const Call& call, int64_t row, int64_t kv_head, int64_t p
   listed.resize(count);
 }
 
-inline const float* scale_of(const Tensor& scale, int64_t row) {
-  return scale.defined() ? scale.const_data_ptr<float>() + row * scale.stride(0) : nullptr;
-}
-
 // Where the slots of a tile lie. The next tile's are fetched meanwhile: a processor that is busy with sums looks
 // no further than this one.
 template <typename T>
@@ -271,22 +296,36 @@ inline const T* const* places_of(
   return reinterpret_cast<const T* const*>(scratch.at.data());
 }
 
-// Many queries: a tile is widened once, to `[TILE, width]`, with zeros where it has fewer slots.
+// A tile is widened once, to `[TILE, width]`, with zeros where it has fewer slots: for many queries, and what is
+// packed for any. `scale` is the leaf of scales of what is packed, and `slots` are those of the tile.
 template <typename T>
-inline const float* widened(const T* const* narrow, int64_t count, const Call& call, Scratch& scratch) {
+inline const float* widened(
+    const T* const* narrow, const Tensor& scale, int64_t row, const int64_t* slots, int64_t count, const Call& call,
+    Scratch& scratch) {
   scratch.wide.resize(TILE * call.width);
   std::fill(scratch.wide.begin() + count * call.width, scratch.wide.end(), 0);
   for (int64_t i = 0; i < count; ++i) {
     float* wide = scratch.wide.data() + i * call.width;
     const T* from = narrow[i];
     std::fill(wide + call.head_dim, wide + call.width, 0);
-    pieces<T>(call.head_dim, [&](int64_t d, int numbers) {
-      Vec vectors[Stored<T>::COUNT];
-      Stored<T>::load(from + d, vectors, numbers);
-      for (int c = 0; c < Stored<T>::COUNT; ++c) vectors[c].store(wide + d + c * WIDTH);
-    });
+    if constexpr (IS_PACKED<T>) {
+      const BFloat16* scales = scale.const_data_ptr<BFloat16>() + row * scale.stride(0) + slots[i] * scale.stride(1);
+      widen_packed(from, scales, scale.size(2) / 2, call.head_dim, wide);
+    } else {
+      pieces<T>(call.head_dim, [&](int64_t d, int numbers) {
+        Vec vectors[Stored<T>::COUNT];
+        Stored<T>::load(from + d, vectors, numbers);
+        for (int c = 0; c < Stored<T>::COUNT; ++c) vectors[c].store(wide + d + c * WIDTH);
+      });
+    }
   }
   return scratch.wide.data();
+}
+
+// The rows of a tile that was widened, for what takes one after the other.
+inline const float* const* rows_of(const float* wide, const Call& call, Scratch& scratch) {
+  for (int64_t i = 0; i < TILE; ++i) scratch.rows[i] = wide + i * call.width;
+  return scratch.rows.data();
 }
 
 // To `[width, TILE]`: one number of every slot side by side, so that sums of products stay within their lanes.
@@ -429,23 +468,34 @@ void attend_part(
   const int64_t count = listed.size(), queries = call.queries;
   const bool many = queries >= MANY;
   scratch.at.resize(TILE);
+  scratch.rows.resize(TILE);
   scratch.query.assign(queries * call.width, 0);
   take_queries<Q>(call, row, kv_head, scratch.query.data());
   const float* query = scratch.query.data();
   float* weights = left.weights;
 
-  const float* scale = scale_of(call.key_scale, row);
+  const auto scale_of_slots = [row](const Tensor& scale) {
+    return IS_PACKED<T> || !scale.defined() ? nullptr : scale.const_data_ptr<float>() + row * scale.stride(0);
+  };
+  const float* scale = scale_of_slots(call.key_scale);
   for (int64_t i = 0; i < count; i += TILE) {
     const int64_t tile = std::min(TILE, count - i);
     const T* const* keys = places_of<T>(call.keys, row, listed, i, tile, scratch);
+    const float* wide =
+        many || IS_PACKED<T> ? widened(keys, call.key_scale, row, &listed[i], tile, call, scratch) : nullptr;
     if (many) {
-      const float* side = transposed(widened(keys, tile, call, scratch), call, scratch);
+      const float* side = transposed(wide, call, scratch);
       by_queries<QUERIES>(0, queries, [&](int64_t q, auto n) {
         score_tile<n>(query + q * call.width, call.width, side, call.head_dim, weights + q * PART + i, PART);
       });
     } else {
       by_queries<2>(0, queries, [&](int64_t q, auto n) {
-        dot_products<T, n>(query + q * call.width, call.width, keys, tile, call.head_dim, weights + q * PART + i, PART);
+        const float* own = query + q * call.width;
+        float* to = weights + q * PART + i;
+        if constexpr (IS_PACKED<T>)
+          dot_products<float, n>(own, call.width, rows_of(wide, call, scratch), tile, call.head_dim, to, PART);
+        else
+          dot_products<T, n>(own, call.width, keys, tile, call.head_dim, to, PART);
       });
     }
     if (scale != nullptr)
@@ -482,12 +532,13 @@ void attend_part(
   }
 
   std::fill(left.sums, left.sums + queries * call.width, 0);
-  scale = scale_of(call.value_scale, row);
+  scale = scale_of_slots(call.value_scale);
   float scaled[ADDED * TILE];
   for (int64_t i = 0; i < count; i += TILE) {
     const int64_t tile = std::min(TILE, count - i);
     const T* const* values = places_of<T>(call.values, row, listed, i, tile, scratch);
-    const float* wide = many ? widened(values, tile, call, scratch) : nullptr;
+    const float* wide =
+        many || IS_PACKED<T> ? widened(values, call.value_scale, row, &listed[i], tile, call, scratch) : nullptr;
     by_queries<ADDED>(0, queries, [&](int64_t q, auto n) {
       const float* own = weights + q * PART + i;
       int64_t pitch = PART;
@@ -499,9 +550,9 @@ void attend_part(
         own = scaled, pitch = TILE;
       }
       float* sums = left.sums + q * call.width;
-      if (many)
+      if (wide != nullptr)
         add_tile<n>(own, pitch, wide, tile, call.width, sums);
-      else
+      else if constexpr (!IS_PACKED<T>)
         for (int k = 0; k < n; ++k)
           add_values<T>(own + k * pitch, values, tile, call.head_dim, sums + k * call.width);
     });
@@ -597,9 +648,10 @@ template <typename Q>
 void attend_stored(const Call& call) {
   const auto stored = call.keys.scalar_type();
   if (stored == at::kChar) return attend<Q, int8_t>(call);
+  if (stored == at::kByte) return attend<Q, Packed>(call);
   if (stored == at::kFloat8_e4m3fn) return attend<Q, Float8_e4m3fn>(call);
   TORCH_CHECK(
-      stored == call.query.scalar_type(), "keys are ", stored, ": expected the dtype of the query, int8 or float8_e4m3fn");
+      stored == call.query.scalar_type(), "keys are ", stored, ": expected the dtype of the query, int8, float8_e4m3fn or uint8");
   attend<Q, Q>(call);
 }
 
@@ -622,7 +674,9 @@ Tensor observed_attention(
   const int64_t head_dim = queries.size(3), slots = keys.size(1), group = heads / kv_heads;
   TORCH_CHECK(kv_heads > 0 && heads % kv_heads == 0, kv_heads, " key heads do not divide ", heads, " query heads");
   TORCH_CHECK(keys.sizes() == values.sizes() && keys.scalar_type() == values.scalar_type(), "keys and values differ");
-  TORCH_CHECK(keys.size(0) == rows && keys.size(2) == head_dim, "keys do not fit the query");
+  const bool packed = keys.scalar_type() == at::kByte;
+  TORCH_CHECK(keys.size(0) == rows && keys.size(2) == (packed ? head_dim / 2 : head_dim), "keys do not fit the query");
+  TORCH_CHECK(!packed || (key_scale.has_value() && value_scale.has_value()), "two codes a byte need their scales");
   TORCH_CHECK(visible.size(0) == rows && visible.size(-1) == slots, "visible does not fit the keys");
   const int64_t places = slot.has_value() ? slots : slots / kv_heads;
   const int64_t parts = std::max<int64_t>(1, slot.has_value() ? (head->size(1) * BLOCK + PART - 1) / PART : (places + PART - 1) / PART);

@@ -7,7 +7,7 @@ Mass and scores are written to memory that the caller gives, so that a layer's p
 `[layers, rows, slots]` can be written to where a policy reads it. For a policy that does not look nothing
 is computed, stored or launched for them.
 
-Keys and values may be of eight bits, with a scale for each slot.
+Keys and values may be of eight bits, with a scale for each slot, or of four, with scales for groups.
 """
 
 from __future__ import annotations
@@ -20,10 +20,8 @@ from torch import Tensor
 
 from arkv.attention import cpu, reference
 from arkv.attention.blocks import Blocks, owners_of
-from arkv.attention.quantization import PACKED
 from arkv.attention.reference import Attended
 from arkv.attention.window import window_attention
-from arkv.errors import ArkvError
 
 
 @cache
@@ -37,11 +35,6 @@ def available(device: torch.device, dtype: torch.dtype = torch.float32) -> bool:
     if device.type == "cpu":
         return dtype in cpu.DTYPES and cpu.load()
     return device.type == "cuda" and find_spec("triton") is not None
-
-
-def reads(dtype: torch.dtype) -> bool:
-    """Whether kernels read keys and values stored so; two codes a byte are for the plain functions."""
-    return dtype != PACKED
 
 
 def slot_attention(
@@ -68,12 +61,14 @@ def slot_attention(
     Args:
         query: `[rows, heads, head_dim]`, or `[rows, tokens, heads, head_dim]`.
         keys: `[rows, slots, head_dim]`, a leaf of the store. Of the dtype of `query` or, with a scale,
-            int8 or float8_e4m3fn.
+            int8 or float8_e4m3fn; or `[rows, slots, head_dim / 2]` of two codes a byte (see
+            `arkv.attention.quantization`).
         values: as `keys`.
         visible: bool `[rows, slots]`; keys and values where it is False get no weight and are not read.
         kv_heads: key heads; divides `heads` and, without `blocks`, `slots`.
         needs: "mass" and "scores", as far as they are wanted.
-        key_scale: float32 `[rows, slots]`, what the keys are multiplied by, or None.
+        key_scale: float32 `[rows, slots]`, what the keys are multiplied by, or None; of two codes a byte
+            bfloat16 `[rows, slots, 2 groups]`.
         value_scale: the same for the values.
         mass: where to write it, float32 `[rows, slots or more]`; None for new memory.
         scores: likewise.
@@ -144,11 +139,6 @@ def _on_cuda(
 ) -> Tensor:
     from arkv.attention.triton_kernels import attend
 
-    if not reads(keys.dtype):
-        raise ArkvError(
-            "kernels do not read keys and values of two codes a byte: call arkv.attention.reference, or "
-            "store them as int8"
-        )
     blocks = _blocks(slot, filled, head)
     return attend(query, keys, values, visible, blocks, kv_heads, mass, scores, key_scale, value_scale)
 

@@ -36,6 +36,7 @@ import triton.language as tl
 from torch import Tensor
 
 from arkv.attention.blocks import BLOCK, Blocks
+from arkv.attention.quantization import GROUP as GROUP_OF_CODES
 from arkv.attention.tunables import Shape, Tuning, parts_of, tuning_of
 from arkv.errors import ArkvError
 from arkv.launch import Launch, launch_all
@@ -73,7 +74,7 @@ def attend(
     Args:
         query: `[rows, heads, head_dim]`, or of a window `[rows, tokens, heads, head_dim]`. Then `visible`,
             `mass` and `scores` have tokens, too: `[rows, tokens, slots]`.
-        keys: `[rows, slots, head_dim]`, contiguous.
+        keys: `[rows, slots, head_dim]`, contiguous; of two codes a byte `[rows, slots, head_dim / 2]`.
         values: as `keys`.
         visible: bool `[rows, slots]`.
         blocks: where each head's slots are, the blocks in the order of their heads; None if the heads are
@@ -81,7 +82,7 @@ def attend(
         kv_heads: key heads.
         mass: float32 `[rows, slots or more]`, written to, or None.
         scores: as `mass`.
-        key_scale: float32 `[rows, slots]`, or None.
+        key_scale: float32 `[rows, slots]`, or None; of two codes a byte bfloat16 `[rows, slots, 2 groups]`.
         value_scale: as `key_scale`.
         tuning: sizes to go by; None for what the table has.
 
@@ -342,6 +343,50 @@ def _attend(
     return part, greatest, total
 
 
+@triton.constexpr_function
+def _stored(head_dim, packed):
+    """Elements of a stored vector: numbers, or bytes of two codes (see `arkv.attention.quantization`)."""
+    return head_dim // 2 if packed else head_dim
+
+
+@triton.constexpr_function
+def _scales(head_dim, packed):
+    """What stands beside a stored vector: a scale, or the scales of its groups and then their zeros."""
+    return 2 * max(1, head_dim // GROUP_OF_CODES) if packed else 1
+
+
+@triton.jit
+def _load_stored(leaf, slot, column, wanted, HEAD_DIM: tl.constexpr):
+    """Numbers of slots, `[slots, columns]`, as they are stored; of two codes a byte, their bytes."""
+    PACKED: tl.constexpr = leaf.dtype.element_ty == tl.uint8
+    STORED: tl.constexpr = _stored(HEAD_DIM, PACKED)
+    return tl.load(leaf + slot[:, None] * STORED + column[None, :] % STORED, wanted, 0.0)
+
+
+@triton.jit
+def _widened(stored, scale, slot, seen, first, HEAD_DIM: tl.constexpr):
+    """As float32 what was loaded from column `first` on; codes of eight bits without their scale."""
+    if stored.dtype == tl.uint8:
+        SLOTS: tl.constexpr = stored.shape[0]
+        COLUMNS: tl.constexpr = stored.shape[1]
+        SCALES: tl.constexpr = _scales(HEAD_DIM, True)
+        GROUPS: tl.constexpr = SCALES // 2
+        SIZE: tl.constexpr = COLUMNS if GROUPS == 1 else min(COLUMNS, HEAD_DIM // GROUPS)
+        column = first + tl.arange(0, COLUMNS)
+        code = (stored >> tl.where(column < HEAD_DIM // 2, 0, 4)[None, :].to(tl.uint8)) & 15
+        # One load of scale and zero for all the numbers of a group.
+        group = first // (HEAD_DIM // GROUPS) + tl.arange(0, COLUMNS // SIZE)
+        there = seen[:, None] & (group < GROUPS)[None, :]
+        place = scale + slot[:, None] * SCALES + group[None, :]
+        step = tl.load(place, there, 0.0).to(tl.float32)
+        zero = tl.load(place + GROUPS, there, 0.0).to(tl.float32)
+        grouped = tl.reshape(code.to(tl.float32), [SLOTS, COLUMNS // SIZE, SIZE])
+        wide = tl.reshape(zero[:, :, None] + grouped * step[:, :, None], [SLOTS, COLUMNS])
+    else:
+        wide = stored.to(tl.float32)
+    return wide
+
+
 @triton.jit
 def _attend_alone(
     query,
@@ -369,6 +414,7 @@ def _attend_alone(
     are what the threads take at a time. Seen as `[rounds, LANES, COLUMNS]`, sums over chunks and rounds stay
     within a thread.
     """
+    PACKED: tl.constexpr = keys.dtype.element_ty == tl.uint8
     CHUNKS: tl.constexpr = triton.next_power_of_2(HEAD_DIM) // COLUMNS
     ROUNDS: tl.constexpr = SLOTS // LANES
     column = tl.arange(0, COLUMNS)
@@ -387,21 +433,22 @@ def _attend_alone(
         slot, _, seen = _look(visible, slot_of, filled_of, position, end)
         key, value = (), ()
         for chunk in tl.static_range(CHUNKS):
-            place = slot[:, None] * HEAD_DIM + chunk * COLUMNS + column[None, :]
-            wanted = seen[:, None] & (chunk * COLUMNS + column < HEAD_DIM)[None, :]
-            key = key + (tl.load(keys + place, wanted, 0.0),)
-            value = value + (tl.load(values + place, wanted, 0.0),)
-        if key_scale is not None:
+            at_column = chunk * COLUMNS + column
+            wanted = seen[:, None] & (at_column < HEAD_DIM)[None, :]
+            key = key + (_load_stored(keys, slot, at_column, wanted, HEAD_DIM),)
+            value = value + (_load_stored(values, slot, at_column, wanted, HEAD_DIM),)
+        if key_scale is not None and not PACKED:
             key_factor = tl.load(key_scale + slot, seen, 0)
-        if value_scale is not None:
+        if value_scale is not None and not PACKED:
             value_factor = tl.load(value_scale + slot, seen, 0)
         # Always so, which the compiler does not know: it would move each load down to where it is used.
         if at < positions:
             product = tl.zeros([ROUNDS, LANES, COLUMNS], tl.float32)
             for chunk in tl.static_range(CHUNKS):
-                product += asking[chunk] * tl.reshape(key[chunk].to(tl.float32), [ROUNDS, LANES, COLUMNS])
+                wide = _widened(key[chunk], key_scale, slot, seen, chunk * COLUMNS, HEAD_DIM)
+                product += asking[chunk] * tl.reshape(wide, [ROUNDS, LANES, COLUMNS])
             logits = tl.sum(product, 2)
-            if key_scale is not None:
+            if key_scale is not None and not PACKED:
                 logits *= tl.reshape(key_factor, [ROUNDS, LANES])
             logits = tl.where(tl.reshape(seen, [ROUNDS, LANES]), logits, NOTHING)
             higher = tl.maximum(greatest, tl.max(logits, 0))
@@ -411,12 +458,12 @@ def _attend_alone(
             shrink = tl.exp(greatest - base)
             greatest = higher
             total = total * shrink + tl.sum(weights, 0)
-            if value_scale is not None:
+            if value_scale is not None and not PACKED:
                 weights *= tl.reshape(value_factor, [ROUNDS, LANES])
             before, part = part, ()
             for chunk in tl.static_range(CHUNKS):
-                wide = tl.reshape(value[chunk].to(tl.float32), [ROUNDS, LANES, COLUMNS])
-                add = tl.sum(weights[:, :, None] * wide, 0)
+                wide = _widened(value[chunk], value_scale, slot, seen, chunk * COLUMNS, HEAD_DIM)
+                add = tl.sum(weights[:, :, None] * tl.reshape(wide, [ROUNDS, LANES, COLUMNS]), 0)
                 part = part + (before[chunk] * shrink[:, None] + add,)
             if logits_left is not None:
                 tl.store(logits_left + position, tl.reshape(logits, [SLOTS]), seen)
@@ -469,6 +516,7 @@ def _attend_together(
     SLOTS: tl.constexpr,
 ):
     """Several queries a key head: slots down and queries across, eight of them at the least."""
+    PACKED: tl.constexpr = keys.dtype.element_ty == tl.uint8
     WIDTH: tl.constexpr = _width(GROUP * TOKENS, HEAD_DIM)
     QUERIES: tl.constexpr = _queries(GROUP, TOKENS)
     # What codes of eight bits stand for is in no narrow type, and weights need more range than precision.
@@ -495,18 +543,22 @@ def _attend_together(
             sees = tl.load(looked, held[:, None] & there[None, :], 0).to(tl.int32)
             seen = sees != 0
             any_sees = tl.max(sees, 1) != 0
-        place = slot[:, None] * HEAD_DIM + column[None, :]
         wanted = any_sees[:, None] & inside[None, :]
-        key = tl.load(keys + place, wanted, 0.0)
-        value = tl.load(values + place, wanted, 0.0)
-        if key_scale is not None:
+        key = _load_stored(keys, slot, column, wanted, HEAD_DIM)
+        value = _load_stored(values, slot, column, wanted, HEAD_DIM)
+        if key_scale is not None and not PACKED:
             key_factor = tl.load(key_scale + slot, any_sees, 0)
-        if value_scale is not None:
+        if value_scale is not None and not PACKED:
             value_factor = tl.load(value_scale + slot, any_sees, 0)
         # As in `_attend_alone`.
         if at < positions:
-            logits = tl.dot(key.to(asking.dtype), asking, input_precision="tf32x3") * scale
-            if key_scale is not None:
+            if PACKED:
+                met = _widened(key, key_scale, slot, any_sees, 0, HEAD_DIM)
+                added = _widened(value, value_scale, slot, any_sees, 0, HEAD_DIM)
+            else:
+                met, added = key, value
+            logits = tl.dot(met.to(asking.dtype), asking, input_precision="tf32x3") * scale
+            if key_scale is not None and not PACKED:
                 logits *= key_factor[:, None]
             logits = tl.where(seen, logits, NOTHING)
             higher = tl.maximum(greatest, tl.max(logits, 0))
@@ -515,11 +567,11 @@ def _attend_together(
             shrink = tl.exp(greatest - base)
             greatest = higher
             total = total * shrink + tl.sum(weights, 0)
-            if value_scale is not None:
+            if value_scale is not None and not PACKED:
                 weights *= value_factor[:, None]
             narrow = weights.to(PRODUCT)
             before = part * shrink[None, :]
-            part = tl.dot(tl.trans(value.to(PRODUCT)), narrow, before, input_precision="tf32x3")
+            part = tl.dot(tl.trans(added.to(PRODUCT)), narrow, before, input_precision="tf32x3")
             if logits_left is not None:
                 line = logits_left + (token * GROUP + member)[None, :] * positions + position[:, None]
                 tl.store(line, logits, there[None, :] & seen)
@@ -659,13 +711,15 @@ def _attend_slots(
     token = tl.program_id(0) // PARTS * TOKENS
     row = tl.program_id(2).to(tl.int64)
     of_head = ((row * tokens + token) * heads + head) * GROUP * HEAD_DIM
-    keys += row * slots * HEAD_DIM
-    values += row * slots * HEAD_DIM
+    PACKED: tl.constexpr = keys.dtype.element_ty == tl.uint8
+    STORED: tl.constexpr = _stored(HEAD_DIM, PACKED)
+    keys += row * slots * STORED
+    values += row * slots * STORED
     visible += row * visible_stride + token * visible_step
     if key_scale is not None:
-        key_scale += row * slots
+        key_scale += row * slots * _scales(HEAD_DIM, PACKED)
     if value_scale is not None:
-        value_scale += row * slots
+        value_scale += row * slots * _scales(HEAD_DIM, PACKED)
     if logits_left is not None:
         logits_left += (row * tokens + token) * GROUP * slots
 
@@ -791,13 +845,15 @@ def _attend_blocks(
     runs = tl.cdiv(blocks, RUN)
     token = tl.program_id(0) // runs * TOKENS
     left = tokens - token
-    keys += row * slots * HEAD_DIM
-    values += row * slots * HEAD_DIM
+    PACKED: tl.constexpr = keys.dtype.element_ty == tl.uint8
+    STORED: tl.constexpr = _stored(HEAD_DIM, PACKED)
+    keys += row * slots * STORED
+    values += row * slots * STORED
     visible += row * visible_stride + token * visible_step
     if key_scale is not None:
-        key_scale += row * slots
+        key_scale += row * slots * _scales(HEAD_DIM, PACKED)
     if value_scale is not None:
-        value_scale += row * slots
+        value_scale += row * slots * _scales(HEAD_DIM, PACKED)
     if logits_left is not None:
         logits_left += (row * tokens + token) * GROUP * positions
     head_of += row * table_stride

@@ -37,8 +37,7 @@ class Layer(NamedTuple):
 
 def has_kernels(model: Model, store: Store) -> bool:
     """Whether attention over a store is the operators' (`arkv.attention.operators.available`)."""
-    stored = store.keys[0].dtype
-    return operators.available(store.position.device, model.dtype) and operators.reads(stored)
+    return operators.available(store.position.device, model.dtype)
 
 
 def layers_of(store: Store, rooms: dict[str, Tensor], with_kernels: bool) -> list[Layer]:

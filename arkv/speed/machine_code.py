@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from arkv.attention.blocks import BLOCK, Blocks
-from arkv.attention.operators import reads
-from arkv.attention.quantization import KV_DTYPES, is_quantized
+from arkv.attention.quantization import KV_DTYPES, scale_shape, stored_width
 from arkv.errors import ArkvError
 from arkv.model import ModelSpec
 
@@ -53,7 +52,7 @@ class Call:
         head_dim: numbers of a key.
         capacity: slots of a key head; on average, where the heads are unequal.
         dtype: of the query.
-        stored: of keys and values; one of eight bits has scales.
+        stored: of keys and values; one of few bits has scales.
         needs: "mass" and "scores", as far as they are wanted.
         unequal: whether the slots of the heads lie in blocks.
         tokens: of a window; None for a step.
@@ -123,9 +122,12 @@ def machine_code(call: Call, architecture: int) -> list[Code]:
     rows, slots = 256, call.kv_heads * call.capacity
     tokens = () if call.tokens is None else (call.tokens,)
     query = empty(rows, *tokens, call.heads, call.head_dim, dtype=call.dtype)
-    keys, values = (empty(rows, slots, call.head_dim, dtype=call.stored) for _ in range(2))
-    scaled = is_quantized(call.stored)
-    key_scale, value_scale = (empty(rows, slots) if scaled else None for _ in range(2))
+    width = stored_width(call.stored, call.head_dim)
+    keys, values = (empty(rows, slots, width, dtype=call.stored) for _ in range(2))
+    beside = scale_shape(call.stored, call.head_dim)
+    key_scale, value_scale = (
+        None if beside is None else empty(rows, slots, *beside[1], dtype=beside[0]) for _ in range(2)
+    )
     mass, scores = (
         empty(rows, *tokens, slots) if name in call.needs else None for name in ("mass", "scores")
     )
@@ -157,7 +159,7 @@ def compiled(launches: Iterable[Launch], architecture: int) -> list[Code]:
 
 
 def calls_for(spec: ModelSpec) -> list[Call]:
-    """What a model asks of the kernels in bfloat16 and in both storages of eight bits.
+    """What a model asks of the kernels in bfloat16 and in every storage of few bits.
 
     A full cache; a sixth of it under a policy that looks; and under one that has unequal heads besides; the
     two of a sixth for a window of tokens, too.
@@ -168,7 +170,7 @@ def calls_for(spec: ModelSpec) -> list[Call]:
     looks = frozenset({"mass"})
     return [
         Call(*heads, capacity, torch.bfloat16, stored, needs, unequal, tokens)
-        for stored in (torch.bfloat16, *filter(reads, KV_DTYPES.values()))
+        for stored in (torch.bfloat16, *KV_DTYPES.values())
         for capacity, needs, unequal, tokens in (
             (full, frozenset(), False, None),
             (sixth, looks, False, None),

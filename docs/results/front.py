@@ -31,7 +31,6 @@ RUNS = (
     ("int4", (TWENTY_FOURTH, TWELFTH, "linear:budget=38", "linear:budget=118", *WITHOUT.values())),
     ("int8", (TWENTY_FOURTH,)),
     ("own", (TWENTY_FOURTH,)),
-    ("int4", ("full",)),
 )
 
 

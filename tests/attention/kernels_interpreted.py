@@ -18,6 +18,8 @@ from torch import Tensor
 from arkv import CachePlan, Store
 from arkv.attention import reference as attention
 from arkv.attention.blocks import Blocks, blocks_of, owners_of
+from arkv.attention.quantization import PACKED
+from arkv.attention.quantization import dequantize as exactly
 from arkv.attention.quantization import quantize as rounded
 from arkv.attention.window import window_attention
 
@@ -381,6 +383,22 @@ def test_eight_bits_are_multiplied_by_the_scale_of_their_slot(dtype: torch.dtype
     assert got.output.dtype == query.dtype
 
 
+@pytest.mark.parametrize("layout", ["equal", "unequal"])
+@pytest.mark.parametrize(("heads", "head_dim"), [(2, 8), (2, 64), (4, 32), (6, 96), (2, 128)])
+def test_four_bits_have_the_scale_and_the_zero_of_their_group(heads: int, head_dim: int, layout: str) -> None:
+    """One query a head and several; where it is hidden, what stands beside the codes is no number."""
+    query, *wide = inputs(2, heads, 2 * 37, head_dim)
+    (keys, key_scale), (values, value_scale) = (rounded(leaf, PACKED) for leaf in wide)
+    visible = chance(2, 74, seed=9) < 0.7
+    blocks = dealt(2, 74, 2, seed=8) if layout == "unequal" else None
+    exact = [exactly(*leaf, torch.float32) for leaf in ((keys, key_scale), (values, value_scale))]
+    expected = by_eager(query, *exact, visible, blocks, 2)
+    for scale in (key_scale, value_scale):
+        scale[~visible] = torch.nan
+    got = by_kernel(query, keys, values, visible, blocks, 2, key_scale=key_scale, value_scale=value_scale)
+    close(got, expected, grouped=heads > 2)
+
+
 def test_views_that_a_loop_hands_over() -> None:
     """What may be looked at is cut from a wider tensor; rows have one layout in common, or each its own."""
     _, keys, values = inputs(3, 2, 50, 8)
@@ -407,6 +425,7 @@ def test_views_that_a_loop_hands_over() -> None:
         (5, 2, torch.float32, 4, frozenset({"mass"})),
         (2, 3, torch.int8, 64, BOTH),
         (3, 1, torch.float8_e4m3fn, 2, frozenset()),
+        (3, 2, PACKED, 4, BOTH),
     ],
 )
 def test_a_window_gives_what_the_plain_function_gives(

@@ -18,7 +18,7 @@ from torch import Tensor
 import arkv
 from arkv.attention import cpu, operators
 from arkv.attention.blocks import Blocks, blocks_of
-from arkv.attention.quantization import quantize
+from arkv.attention.quantization import GROUP, PACKED, dequantize, quantize
 from arkv.attention.reference import Attended
 from arkv.attention.window import window_attention
 from arkv.errors import ArkvWarning
@@ -54,7 +54,7 @@ def spread(x: Tensor) -> Tensor:
     capacity=st.integers(1, 70),
     head_dim=st.sampled_from([1, 7, 16, 33, 64, 100, 128, 300]),
     dtype=st.sampled_from(sorted(TOLERANCE, key=str)),
-    stored=st.sampled_from([None, torch.int8, torch.float8_e4m3fn]),
+    stored=st.sampled_from([None, torch.int8, torch.float8_e4m3fn, PACKED]),
     unequal=st.booleans(),
     seen=st.sampled_from([0.0, 0.1, 0.7, 1.0]),
     apart=st.booleans(),
@@ -62,6 +62,8 @@ def spread(x: Tensor) -> Tensor:
 )
 @example(2, None, (4, 2), 1300, 64, torch.float32, None, False, 0.7, False, 0)
 @example(2, 3, (4, 2), 1300, 64, torch.bfloat16, torch.int8, True, 0.7, False, 0)
+@example(2, None, (4, 2), 1300, 96, torch.bfloat16, PACKED, True, 0.7, False, 0)
+@example(2, 3, (4, 2), 300, 32, torch.float32, PACKED, False, 0.7, True, 0)
 @example(1, None, (2, 2), 1300, 64, torch.bfloat16, None, False, 0.0, True, 0)
 def test_it_gives_what_the_specification_gives(
     rows: int,
@@ -77,6 +79,8 @@ def test_it_gives_what_the_specification_gives(
     seed: int,
 ) -> None:
     """On any strides, with NaN in what is hidden; a row alone gives the bits that it gives beside others."""
+    if stored == PACKED and (head_dim % 2 or head_dim % min(GROUP, head_dim)):
+        head_dim = 2 * GROUP  # the others cannot be packed
     rng = torch.Generator().manual_seed(seed)
     (queries, kv_heads), slots = heads, heads[1] * capacity
     query = torch.randn(rows, tokens or 1, queries, head_dim, generator=rng).to(dtype)
@@ -86,7 +90,7 @@ def test_it_gives_what_the_specification_gives(
     if stored is not None:
         (keys, key_scale), (values, value_scale) = quantize(keys, stored), quantize(values, stored)
         scales = (key_scale, value_scale)
-        wide = [x.float() * s[..., None] for x, s in ((keys, key_scale), (values, value_scale))]
+        wide = [dequantize(x, s, torch.float32) for x, s in ((keys, key_scale), (values, value_scale))]
     owner, blocks = None, None
     if unequal:
         owner = torch.randint(0, kv_heads + 1, (1, slots), generator=rng)

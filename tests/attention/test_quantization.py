@@ -11,7 +11,6 @@ from tiny import GRID, POLICIES, Tiny, build, random_tokens, tight
 from torch import Tensor
 
 from arkv import ArkvError, Decoder, Grid
-from arkv.attention import operators
 from arkv.attention.quantization import KV_DTYPES, PACKED, dequantize, quantize, stored_width
 from arkv.attention.reference import ragged_attention, slot_attention
 from arkv.decoding.loop import Loop
@@ -172,16 +171,6 @@ def test_unequal_and_shared_heads_are_stored_in_few_bits(kind: str, sums: Any) -
         early = slice(0, 6)
         error = (forced[:, early] - exact[:, early]).abs().max() / exact.std()
         assert 0 < error < ERROR[kind]
-
-
-def test_kernels_refuse_two_codes_a_byte_and_steps_do_without(monkeypatch: pytest.MonkeyPatch) -> None:
-    leaf = (torch.zeros(1, 2, 8), *torch.zeros(2, 1, 4, 4, dtype=PACKED), torch.ones(1, 4, dtype=torch.bool))
-    with pytest.raises(ArkvError, match="kernels do not read keys and values of two codes a byte"):
-        operators._on_cuda(*leaf, 2, None, None, None, None, None)
-    monkeypatch.setattr(operators, "available", lambda *_: True)
-    monkeypatch.setattr(operators, "slot_attention", None)
-    decoder = Decoder(Tiny(GRID), build("window", 8), kv_dtype="int4")
-    assert decoder.generate(PROMPTS, seeds=[1, 2]).tokens.shape == (2, GRID.tokens)
 
 
 def test_another_storage_is_refused() -> None:
