@@ -26,7 +26,7 @@ SOURCES = $(shell find arkv policies models -name __pycache__ -prune -o -print)
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
-demo: $(VENV)/.stamp-base ## Draw eight prompts under three policies into demo.png, with a table
+demo: $(VENV)/.stamp-base ## Draw eight prompts under four policies into demo.png, with a table
 	$(BIN)/arkv demo --out demo.png $(ARGS)
 
 test: $(VENV)/.stamp-test ## Run the tests, a process a core; ARGS="-k name" is handed to pytest

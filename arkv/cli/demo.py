@@ -24,7 +24,7 @@ class DemoOptions(GuidanceOption, CompileOption, DeviceOptions, QuietOption):
 
     out: FilePath = option(default=Path("demo.png"), metavar="FILE", help="PNG file")
     seed: Seed = option(default=0, metavar="N", help="of the first picture")
-    judged: Count = option(default=32, metavar="N", help="further prompts that are judged and not shown")
+    judged: Count = option(default=24, metavar="N", help="further prompts that are judged and not shown")
 
 
 def run(given: DemoOptions, typed: str) -> None:

@@ -1,4 +1,4 @@
-"""The demo: the same prompts and seeds with a full cache and with two small ones.
+"""The demo: the same prompts and seeds with a full cache and with three small ones.
 
 The model that the package carries draws eight prompts that are shown and more that are only judged, once
 under each policy. Every prompt is one that training never saw.
@@ -14,6 +14,7 @@ import numpy
 import torch
 from PIL import Image
 
+from arkv.attention.quantization import KvDtype
 from arkv.decoder import Decoder, Statistics
 from arkv.decoding.compiling import Compile
 from arkv.estimate import format_bytes
@@ -35,7 +36,7 @@ PROMPTS = (
 )
 """What the sheet shows: all five groups of the model's prompts, none of them used in training."""
 
-JUDGED = 32
+JUDGED = 24
 """Further prompts that are judged and not shown: eight pictures are too few to tell policies apart."""
 
 
@@ -50,15 +51,18 @@ class Contender:
     Attributes:
         title: as it stands on the sheet and in the table.
         policy: as `arkv.registry.load_policy` takes it.
+        kv_dtype: how keys and values are stored; None for the model's own dtype.
     """
 
     title: str
     policy: str
+    kv_dtype: KvDtype | None = None
 
 
 CONTENDERS = (
     Contender("full cache", "full"),
     Contender("LineAR 1/6", "linear:ratio=1/6"),
+    Contender("front 1/6, four bits", "front:ratio=1/6", "int4"),
     Contender("StreamingLLM 1/6", "streaming:ratio=1/6"),
 )
 
@@ -126,7 +130,7 @@ def run_trial(
     Raises:
         ArkvError: as `Decoder.generate`.
     """
-    decoder = Decoder(model, load_policy(contender.policy), compile)
+    decoder = Decoder(model, load_policy(contender.policy), compile, kv_dtype=contender.kv_dtype)
     seeds = range(seed, seed + len(prompts))
     result = decoder.generate(prompts, seeds=seeds, guidance=guidance, progress=progress)
     verdicts = [
@@ -194,7 +198,7 @@ def draw_sheet(trials: Sequence[Trial], prompts: Sequence[str] = PROMPTS) -> Ima
     judged = len(trials[0].verdicts)
     return contact_sheet(
         rows,
-        heading="One model, the same prompts and seeds, three KV caches",
+        heading="One model, the same prompts and seeds, four KV caches",
         note="A tick: the picture shows exactly what its prompt asks for; an exact judge decides. "
         f"Scores are over all {judged} prompts of the demo, none of them used in training.",
     )

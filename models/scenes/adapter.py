@@ -68,6 +68,7 @@ class Scenes(Model):
         codebook: the picture tokenizer.
         config: shape of the transformer.
         guidance: the scale that `spec` recommends.
+        head_profile: what was measured of the heads of these very weights; None where nothing was.
     """
 
     codes: Tensor
@@ -78,6 +79,7 @@ class Scenes(Model):
         codebook: Codebook,
         config: TransformerConfig = DEFAULT_CONFIG,
         guidance: float = 1.35,
+        head_profile: Path | None = None,
     ) -> None:
         super().__init__()
         vocabulary = len(codebook.vectors)
@@ -93,7 +95,7 @@ class Scenes(Model):
             guidance=guidance,
             width=config.width,
             hidden=config.hidden,
-            head_profile=HEAD_PROFILE,
+            head_profile=head_profile,
         )
         self.word_embedding = nn.Embedding(IMAGE_ID + 1, config.width)
         self.context_embedding = nn.Embedding(CONTEXT_WORDS * (IMAGE_ID + 1), config.width)
@@ -135,7 +137,9 @@ class Scenes(Model):
                 raise ValueError("guidance or the number of codes is out of range")
             with torch.device("meta"):
                 codebook = Codebook(torch.zeros(int(facts["codes"]), PATCH_VALUES, dtype=torch.float32))
-            build = partial(cls, codebook, config, guidance)
+            # Other weights have other heads, and policies would take the profile for theirs.
+            profile = HEAD_PROFILE if path == WEIGHTS and lora is None else None
+            build = partial(cls, codebook, config, guidance, profile)
             empty(build, dtype, torch.device("meta"))
         except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
             raise CheckpointError(

@@ -9,6 +9,7 @@ from PIL import Image
 from saying import arkv_says
 
 from arkv.models.scenes.adapter import Scenes
+from arkv.study.demo import CONTENDERS
 
 
 def test_demo_writes_a_sheet_and_prints_scores(
@@ -16,6 +17,7 @@ def test_demo_writes_a_sheet_and_prints_scores(
 ) -> None:
     out = tmp_path / "demo.png"
     printed = arkv_says(capsys, "demo", "--judged", "0", "--out", out, "--quiet").splitlines()
-    assert [line.split("  ")[0] for line in printed[1:4]] == ["full cache", "LineAR 1/6", "StreamingLLM 1/6"]
-    assert all(line.endswith("of 8") for line in printed[1:4])
+    titles = [contender.title for contender in CONTENDERS]
+    assert [line.split("  ")[0] for line in printed[1:5]] == titles
+    assert all(line.endswith("of 8") for line in printed[1:5])
     assert Image.open(out).width > 8 * 192

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from arkv import ArkvError, Decoder, load_policy
 from arkv.errors import CheckpointError, PromptError
-from arkv.models.scenes.adapter import CONTEXT_WORDS, IMAGE_ID, Scenes, word_ids
+from arkv.models.scenes.adapter import CONTEXT_WORDS, IMAGE_ID, WEIGHTS, Scenes, word_ids
 from arkv.models.scenes.codebook import GRID, PATCH_VALUES, TOKENS, Codebook
 from arkv.models.scenes.drawing import SIDE
 from arkv.models.scenes.grammar import GROUPS, MAX_PROMPT_TOKENS, encode_prompt, is_held_out, parse_prompt
@@ -300,3 +300,15 @@ def test_a_configuration_that_describes_no_network_is_refused(
 def test_a_configuration_that_is_not_json_is_refused(saved: Path) -> None:
     saved.with_suffix(".json").write_text('{"config": ')
     assert "tiny.json is not JSON" in refusal(saved)
+
+
+def test_a_profile_of_heads_is_for_the_weights_that_it_was_measured_on(tmp_path: Path) -> None:
+    """Other weights have other heads: nobody takes the embedded ones' profile for theirs in silence."""
+    assert Scenes.from_pretrained(device="meta").spec.head_profile is not None
+    for suffix in (".safetensors", ".json"):
+        (tmp_path / f"mine{suffix}").write_bytes(WEIGHTS.with_suffix(suffix).read_bytes())
+    model = Scenes.from_pretrained(tmp_path / "mine.safetensors")
+    assert model.spec.head_profile is None
+    with pytest.raises(ArkvError, match="no profile comes with it: measure one with 'arkv profile"):
+        Decoder(model, "ssd:ratio=1/6")
+    Decoder(model, "front:ratio=1/6")
