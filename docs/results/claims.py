@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 
+from front import LINEAR_BESIDE, TWENTY_FOURTH
 from tables import evaluated
 
 from arkv.study.evaluation import Evaluation
@@ -140,6 +141,30 @@ def scores_do_not_tell(rows: Rows, text: str) -> bool:
     return all(each.low > 0 for each in one) and all(each.low < 0 < each.high for each in two)
 
 
+def a_twenty_fourth_is_enough(rows: Rows, text: str) -> bool:
+    """95% of the full cache's pictures at the least, and no difference prompt by prompt, in fewer bytes."""
+    front, full = rows[f"{TWENTY_FOURTH}@int4"], rows["full"]
+    two = pair(full, front)
+    return keeps(front, full) and two.low < 0 < two.high and (front.share_of_bytes or 1) < 1 / 24
+
+
+def linear_falls(rows: Rows, text: str) -> bool:
+    """At a twelfth the two cannot be told apart; at a twenty-fourth less than a third is left of LineAR's."""
+    twelfth, less = (pair(rows[linear], rows[front]) for front, linear in LINEAR_BESIDE.items())
+    fallen = rows[LINEAR_BESIDE[f"{TWENTY_FOURTH}@int4"]].accuracy
+    full = rows["full"].accuracy
+    assert fallen is not None
+    assert full is not None
+    return twelfth.low < 0 < twelfth.high and less.low > 0 and fallen.share < full.share / 3
+
+
+def four_bits_cost_nothing(rows: Rows, text: str) -> bool:
+    """The same slots in four, eight and sixteen bits, prompt by prompt."""
+    stored = [rows[f"{TWENTY_FOURTH}@{kind}"] for kind in ("int4", "int8")]
+    pairs = [pair(rows[TWENTY_FOURTH], row) for row in stored]
+    return all(two.low < 0 < two.high for two in pairs)
+
+
 CLAIMS: dict[str, Callable[[Rows, str], bool]] = {
     "At half of the tokens most keep 95% of what the full cache gets right.": little_is_lost_at_half,
     "LineAR, and the budgets built on its scores, keep the full cache's accuracy": linear_keeps_up,
@@ -147,12 +172,15 @@ CLAIMS: dict[str, Callable[[Rows, str], bool]] = {
     "eighth": last_looks_fall,
     "A window is not enough.": a_window_is_not_enough,
     "At ratio 1 nothing is lost, and every policy draws the full cache's pictures": nothing_is_lost_at_one,
+    "The full cache's accuracy takes less than a twenty-fourth of its bytes.": a_twenty_fourth_is_enough,
+    "LineAR keeps up at a twelfth, and falls at a twenty-fourth.": linear_falls,
+    "Four bits cost nothing that shows.": four_bits_cost_nothing,
     "Two recent lines are enough, and one is not.": two_recent_lines,
     "How many anchors there are does not tell.": anchors_do_not_tell,
     "There has to be a middle.": a_middle_is_needed,
     "Attention or raw scores do not tell where two lines are kept.": scores_do_not_tell,
 }
-SAID = {"scenes.md": "scenes", "linear.md": "linear"}
+SAID = {"scenes.md": "scenes", "front.md": "front", "linear.md": "linear"}
 """The pages that say something, and the files of their rows."""
 
 

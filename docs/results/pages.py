@@ -31,6 +31,7 @@ PAGES: Mapping[str, Mapping[str, tuple[Callable[[str], str], str]]] = {
     "speed.md": {
         "beside": (tables.beside_transformers, "speed-cpu"),
         "few": (tables.few_pictures, "few-cpu"),
+        "one": (tables.one_picture, "one-picture"),
         "memory": (tables.at_equal_memory, "memory-cpu"),
         "growth": (tables.growth, "growth"),
         "grid": (tables.of_a_large_grid, "grid-64-cpu"),

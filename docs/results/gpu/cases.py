@@ -32,7 +32,7 @@ class Case:
         head_dim: of a head.
         needs: what a policy is shown.
         unequal: whether slots belong to heads by a table.
-        kv_dtype: "int8" or "fp8" for keys and values of eight bits.
+        kv_dtype: "int8", "fp8" or "int4" for keys and values of few bits.
     """
 
     name: str
@@ -58,6 +58,7 @@ def published(rows: int) -> list[Case]:
         Case("janus-pro-1b 1/6, unequal", rows, 16, 16, 144, 128, MASS, unequal=True),
         Case("janus-pro-1b 1/6, int8", rows, 16, 16, 144, 128, MASS, kv_dtype="int8"),
         Case("janus-pro-1b 1/6, fp8", rows, 16, 16, 144, 128, MASS, kv_dtype="fp8"),
+        Case("janus-pro-1b 1/6, int4", rows, 16, 16, 144, 128, MASS, kv_dtype="int4"),
         Case("llamagen-xl 1/6", rows, 20, 20, 121, 64, MASS),
         Case("llamagen-3b 1/6", rows, 32, 32, 121, 100, MASS),
         Case("lumina-mgpt-7b 1/6", max(2, rows // 8), 32, 32, 471, 128, MASS),
