@@ -1,15 +1,13 @@
-"""front: a window where a window is enough, what is looked at from afar elsewhere (ours).
+"""front: a window for every head that needs no more, the last line's looks for the others (ours).
 
-    before            W_h = the least window that leaves out no more than tau of head h's attention
-                      slots are shared out as water fills vessels: the head of the smallest W_h first, as
-                      long as W_h is at most twice the equal share M of what is left
-    every P tokens    heads with a window   keep the last W_h tokens
-                      the others            keep M tokens: the anchors, the R newest and, of the rest,
-                                            those of the greatest score; then score = memory * score
-    every token       score_j += its attention to j, if j is more than `near` tokens behind
+    before                  W_h = the least window that leaves out no more than tau of head h's attention
+                            slots are shared out as water fills vessels: the head of the smallest W_h first,
+                            as long as W_h is at most twice the equal share M of what is left
+    at the end of a line    heads with a window   keep the last W_h tokens
+                            the others            keep M tokens: the anchors, the R newest and, of the rest,
+                                                  those that this line looked at most
 
-A cache of S slots a head keeps B = S - P tokens at an eviction, so a short period turns buffer into budget.
-Slots in eight or four bits are the decoder's `kv_dtype`. The guide to policies has the derivation.
+The guide to policies has the derivation. Slots in eight or four bits are the decoder's `kv_dtype`.
 """
 
 from __future__ import annotations
@@ -38,13 +36,10 @@ Windows = dict[tuple[int, int], int]
 
 @dataclass(frozen=True, kw_only=True)
 class Front(RankedPolicy):
-    """Windows for heads that need no more; what is looked at from afar, for the others.
+    """Windows for heads that need no more; what the last line looked at, for the others.
 
     `budget` (or `ratio`) is the mean over all heads of all layers, of visual tokens. A model without a
     profile has no windows: its heads are all ranked, with B tokens each. `arkv profile` measures one.
-
-    A token is looked at most while it is new, by all heads and whatever it shows. Such looks say nothing of
-    the looks to come, and they are not counted.
 
     Attributes:
         profile: file that `arkv profile` wrote; None for the one that comes with the model, if one does.
@@ -52,9 +47,6 @@ class Front(RankedPolicy):
         anchors: first visual tokens that ranked heads never give up.
         recent: newest tokens that ranked heads never give up, R. None: a line and one, which reaches the
             neighbours above the next token.
-        near: distance in tokens up to which looks do not count. None: a third of a line.
-        memory: share of a score that outlives an eviction.
-        period: visual tokens between two evictions, P. None: a sixth of a line.
     """
 
     fields: ClassVar[Mapping[str, torch.dtype]] = {"score": torch.float32}
@@ -67,28 +59,17 @@ class Front(RankedPolicy):
     tau: float = 0.02
     anchors: int = 4
     recent: int | None = None
-    near: int | None = None
-    memory: float = 0.9
 
     def __post_init__(self) -> None:
-        for name, share in (("tau", self.tau), ("memory", self.memory)):
-            if not 0 <= share <= 1:
-                raise BudgetError(f"{name} is {share}: expected a share from 0 to 1")
-        for name, value in (("anchors", self.anchors), ("recent", self.recent), ("near", self.near)):
+        if not 0 <= self.tau <= 1:
+            raise BudgetError(f"tau is {self.tau}: expected a share from 0 to 1")
+        for name, value in (("anchors", self.anchors), ("recent", self.recent)):
             if value is not None and value < 0:
                 raise BudgetError(f"{name} is {value}: expected 0 or more visual tokens")
-
-    def eviction_period(self, grid: Grid) -> int:
-        """A sixth of a line, unless it is given."""
-        return max(1, grid.line // 6) if self.period is None else self.period
 
     def recent_tokens(self, grid: Grid) -> int:
         """Newest tokens that a ranked head keeps on this grid."""
         return min(grid.line + 1 if self.recent is None else self.recent, grid.tokens)
-
-    def near_tokens(self, grid: Grid) -> int:
-        """Distance up to which looks do not count on this grid."""
-        return min(grid.line // 3 if self.near is None else self.near, grid.tokens)
 
     def least_budget(self, grid: Grid) -> int:
         """Anchors and newest tokens; no ranked head gets less than the budget."""
@@ -142,9 +123,8 @@ class Front(RankedPolicy):
         store["windowed"].copy_(windowed[:, None].expand_as(store["windowed"]))
 
     def observe(self, store: Store, seen: Observation, step: Tensor) -> None:
-        """Sum up what is looked at from afar."""
-        far = store.position < step - self.near_tokens(store.grid)
-        store["score"].add_(torch.where(far, seen.mass, 0))
+        """Sum up what this line looks at."""
+        store["score"].add_(seen.mass)
 
     def protected(self, store: Store, step: Tensor) -> Tensor:
         """Anchors and newest tokens of ranked heads."""
@@ -153,10 +133,10 @@ class Front(RankedPolicy):
         return safe & ~store.of_slots(store["windowed"])
 
     def score(self, store: Store, step: Tensor) -> Tensor:
-        """Position in heads with a window, the sum of far looks in the others."""
+        """Position in heads with a window, what the last line looked at in the others."""
         return torch.where(store.of_slots(store["windowed"]), store.position.float(), store["score"])
 
     def evict(self, store: Store, slots: Tensor) -> None:
-        """Give up the slots, and let old looks count less."""
+        """Give up the slots and forget the line's looks: the next line judges anew."""
         super().evict(store, slots)
-        store["score"].mul_(self.memory)
+        store["score"].zero_()

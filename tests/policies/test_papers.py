@@ -373,23 +373,13 @@ def test_ssd_holds_what_its_listing_says(box: type[Box], parameters: dict, tmp_p
     assert compare(model, policy, box) == 4 * 575
 
 
-class Front(Box):
+class Front(Votes):
     """Ours: heads 0 keep the newest 70, as many as they need; heads 1 get the other 26 of 2 x 48.
 
-    Of those are 4 anchors, the 15 newest, and the tokens of the greatest sum of looks from more than 8 tokens
-    away, of which nine tenths outlive an eviction.
+    Of those are 4 anchors, the 15 newest, and the tokens that the last line looked at most.
     """
 
-    period = 4
-
-    def __init__(self, heads: dict[Place, Head], grid: Grid) -> None:
-        super().__init__(heads, grid)
-        self.far: dict[Place, dict[int, float]] = {place: {} for place in heads}
-
-    def look(self, t: int) -> None:
-        for place, head in self.heads.items():
-            for j, a in head.attention(t, head.held).items():
-                self.far[place][j] = self.far[place].get(j, 0) + a * (t - j > 8)
+    period = 24
 
     def evict(self, t: int) -> None:
         for place, head in self.heads.items():
@@ -397,8 +387,9 @@ class Front(Box):
                 head.held = head.held[-70:]
             elif len(head.held) > 26:
                 anchors, middle, newest = head.held[:4], head.held[4:-15], head.held[-15:]
-                head.held = anchors + best(middle, self.far[place], 26 - 19) + newest
-            self.far[place] = {j: 0.9 * a for j, a in self.far[place].items()}
+                score = {j: sum(look.get(j, 0) for look in self.line[place]) for j in middle}
+                head.held = anchors + best(middle, score, 26 - 19) + newest
+        self.forget()
 
 
 def test_front_holds_what_its_box_says(tmp_path: Path) -> None:

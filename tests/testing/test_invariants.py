@@ -37,8 +37,6 @@ PARAMETERS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "tau": share,
         "anchors": st.integers(0, 4),
         "recent": st.none() | st.integers(0, 6),
-        "near": st.none() | st.integers(0, 6),
-        "memory": share,
     },
     "headkv": COMMON
     | {
