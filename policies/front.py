@@ -95,8 +95,9 @@ class Front(RankedPolicy):
         for path in self.files(spec) if budget < tokens else ():  # with room for all, nothing is left out
             needed = HeadProfile.of_model(spec, path).windows(self.tau)
             places = [(w, layer, head) for layer, row in enumerate(needed) for head, w in enumerate(row)]
-            for window, layer, head in sorted(places):
-                if window * heads > MOST_SHARES * left:
+            for window, layer, head in sorted(place for place in places if place[0] < tokens):
+                rest = left - window - (heads - 1) * self.least_budget(spec.grid)
+                if window * heads > MOST_SHARES * left or rest < 0:
                     break
                 windows[layer, head] = max(1, window)
                 left, heads = left - windows[layer, head], heads - 1
