@@ -4,8 +4,8 @@
                             slots are shared out as water fills vessels: the head of the smallest W_h first,
                             as long as W_h is at most twice the equal share M of what is left
     at the end of a line    heads with a window   keep the last W_h tokens
-                            the others            keep M tokens: the anchors, the R newest and, of the rest,
-                                                  those that this line looked at most
+                            the others            keep M tokens: the R newest and, of the rest, those that
+                                                  this line looked at most
 
 The guide to policies has the derivation. Slots in eight or four bits are the decoder's `kv_dtype`.
 """
@@ -44,7 +44,6 @@ class Front(RankedPolicy):
     Attributes:
         profile: file that `arkv profile` wrote; None for the one that comes with the model, if one does.
         tau: share of a head's attention that a window may leave out, in whole percents.
-        anchors: first visual tokens that ranked heads never give up.
         recent: newest tokens that ranked heads never give up, R. None: a line and one, which reaches the
             neighbours above the next token.
     """
@@ -57,23 +56,21 @@ class Front(RankedPolicy):
 
     profile: str | None = None
     tau: float = 0.02
-    anchors: int = 4
     recent: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.tau <= 1:
             raise BudgetError(f"tau is {self.tau}: expected a share from 0 to 1")
-        for name, value in (("anchors", self.anchors), ("recent", self.recent)):
-            if value is not None and value < 0:
-                raise BudgetError(f"{name} is {value}: expected 0 or more visual tokens")
+        if self.recent is not None and self.recent < 0:
+            raise BudgetError(f"recent is {self.recent}: expected 0 or more visual tokens")
 
     def recent_tokens(self, grid: Grid) -> int:
         """Newest tokens that a ranked head keeps on this grid."""
         return min(grid.line + 1 if self.recent is None else self.recent, grid.tokens)
 
     def least_budget(self, grid: Grid) -> int:
-        """Anchors and newest tokens; no ranked head gets less than the budget."""
-        return self.anchors + self.recent_tokens(grid)
+        """The newest tokens, which no ranked head gets less than."""
+        return self.recent_tokens(grid)
 
     def files(self, spec: ModelSpec) -> Sequence[Path]:
         """The profile, if there is one."""
@@ -128,10 +125,9 @@ class Front(RankedPolicy):
         store["score"].add_(seen.mass)
 
     def protected(self, store: Store, step: Tensor) -> Tensor:
-        """Anchors and newest tokens of ranked heads."""
+        """Newest tokens of ranked heads."""
         newest = store.position >= step - self.recent_tokens(store.grid)
-        safe = newest | (store.position < min(self.anchors, store.grid.tokens))
-        return safe & ~store.of_slots(store["windowed"])
+        return newest & ~store.of_slots(store["windowed"])
 
     def score(self, store: Store, step: Tensor) -> Tensor:
         """Position in heads with a window, what the last line looked at in the others."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 
-from front import LINEAR_BESIDE, TWENTY_FOURTH
+from front import LINEAR_BESIDE, TWENTY_FOURTH, WITHOUT
 from tables import evaluated
 
 from arkv.study.evaluation import Evaluation
@@ -158,6 +158,14 @@ def linear_falls(rows: Rows, text: str) -> bool:
     return twelfth.low < 0 < twelfth.high and less.low > 0 and fallen.share < full.share / 3
 
 
+def windows_are_what_it_is(rows: Rows, text: str) -> bool:
+    """Less than a third of the pictures is right without them."""
+    without, whole = (rows[f"{each}@int4"].accuracy for each in (WITHOUT["windows"], TWENTY_FOURTH))
+    assert without is not None
+    assert whole is not None
+    return without.share < whole.share / 3
+
+
 def four_bits_cost_nothing(rows: Rows, text: str) -> bool:
     """The same slots in four, eight and sixteen bits, prompt by prompt."""
     stored = [rows[f"{TWENTY_FOURTH}@{kind}"] for kind in ("int4", "int8")]
@@ -174,6 +182,7 @@ CLAIMS: dict[str, Callable[[Rows, str], bool]] = {
     "At ratio 1 nothing is lost, and every policy draws the full cache's pictures": nothing_is_lost_at_one,
     "The full cache's accuracy takes less than a twenty-fourth of its bytes.": a_twenty_fourth_is_enough,
     "LineAR keeps up at a twelfth, and falls at a twenty-fourth.": linear_falls,
+    "It is the windows.": windows_are_what_it_is,
     "Four bits cost nothing that shows.": four_bits_cost_nothing,
     "Two recent lines are enough, and one is not.": two_recent_lines,
     "How many anchors there are does not tell.": anchors_do_not_tell,

@@ -14,7 +14,10 @@ SEED = 2026
 """`front` was tuned on pictures of seed 777."""
 TWELFTH, TWENTY_FOURTH = "front:budget=118", "front:budget=38"
 """Of the full cache's bytes in bfloat16, when stored in four bits."""
-WITHOUT = {"windows": f"{TWENTY_FOURTH},tau=0.0", "anchors": f"{TWENTY_FOURTH},anchors=0"}
+WITHOUT = {
+    "windows": f"{TWENTY_FOURTH},tau=0.0",
+    "a line of newest tokens": f"{TWENTY_FOURTH},recent=0",
+}
 """A part of it, and the policy without that part in as many slots."""
 LINEAR_BESIDE = {
     f"{TWELFTH}@int4": "linear:budget=118@int4",

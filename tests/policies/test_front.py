@@ -26,7 +26,7 @@ def front(tmp_path: Path, windows: list[int], **parameters) -> tuple[Front, Mode
     reach = (tuple((64,) + (window,) * 98 for window in windows),)
     profile = HeadProfile("tiny", GRID.tokens, reach, 1, 1.5, "2026-01-01", {})
     path = saved(profile, tmp_path / "heads.json")
-    return Front(profile=path, anchors=1, recent=3, **parameters), spec
+    return Front(profile=path, recent=4, **parameters), spec
 
 
 def budgets(policy: Front, spec: ModelSpec) -> list[int]:
@@ -82,7 +82,7 @@ def test_a_profile_of_another_model_is_refused(tmp_path: Path) -> None:
         policy.plan(GRID, replace(spec, layers=2))
 
 
-@pytest.mark.parametrize("wrong", [{"tau": -0.1}, {"tau": 2.0}, {"anchors": -1}, {"recent": -1}])
+@pytest.mark.parametrize("wrong", [{"tau": -0.1}, {"tau": 2.0}, {"recent": -1}])
 def test_wrong_parameters_are_refused(wrong: dict) -> None:
     with pytest.raises(BudgetError, match="expected"):
         Front(budget=8, **wrong)

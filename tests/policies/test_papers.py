@@ -376,7 +376,7 @@ def test_ssd_holds_what_its_listing_says(box: type[Box], parameters: dict, tmp_p
 class Front(Votes):
     """Ours: heads 0 keep the newest 70, as many as they need; heads 1 get the other 26 of 2 x 48.
 
-    Of those are 4 anchors, the 15 newest, and the tokens that the last line looked at most.
+    Of those are the 19 newest, and the tokens that the last line looked at most.
     """
 
     period = 24
@@ -386,9 +386,9 @@ class Front(Votes):
             if place[2] == 0:
                 head.held = head.held[-70:]
             elif len(head.held) > 26:
-                anchors, middle, newest = head.held[:4], head.held[4:-15], head.held[-15:]
-                score = {j: sum(look.get(j, 0) for look in self.line[place]) for j in middle}
-                head.held = anchors + best(middle, score, 26 - 19) + newest
+                old, newest = head.held[:-19], head.held[-19:]
+                score = {j: sum(look.get(j, 0) for look in self.line[place]) for j in old}
+                head.held = best(old, score, 26 - 19) + newest
         self.forget()
 
 
@@ -396,5 +396,5 @@ def test_front_holds_what_its_box_says(tmp_path: Path) -> None:
     model = Structured(Grid(24, 24), rows=1)
     reach = (((100,) + (70,) * 98, (300,) * 99),) * 2
     profile = saved(HeadProfile("structured", 576, reach, 1, 1.0, "2026-01-01", {}), tmp_path / "heads.json")
-    policy = load_policy("front", budget=48, profile=profile, recent=15)
+    policy = load_policy("front", budget=48, profile=profile, recent=19)
     assert compare(model, policy, Front) == 4 * 575

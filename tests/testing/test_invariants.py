@@ -32,12 +32,7 @@ PARAMETERS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "diagonal": COMMON | {"sinks": st.integers(0, 2)},
     "full": {},
     "h2o": COMMON | {"recent": st.none() | st.integers(0, 6)},
-    "front": COMMON
-    | {
-        "tau": share,
-        "anchors": st.integers(0, 4),
-        "recent": st.none() | st.integers(0, 6),
-    },
+    "front": COMMON | {"tau": share, "recent": st.none() | st.integers(0, 6)},
     "headkv": COMMON
     | {
         "warmup": st.none() | st.integers(1, 15),
