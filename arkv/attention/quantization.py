@@ -55,6 +55,11 @@ def storage_dtype(kv_dtype: str | None, dtype: torch.dtype) -> torch.dtype:
     return KV_DTYPES[kv_dtype]
 
 
+def can_store(dtype: torch.dtype, head_dim: int) -> bool:
+    """Whether codes of a vector fill whole bytes and groups; those of eight bits always do."""
+    return dtype != PACKED or (head_dim % 2 == 0 and head_dim % min(GROUP, head_dim) == 0)
+
+
 def stored_width(dtype: torch.dtype, head_dim: int) -> int:
     """Elements of a stored vector.
 
@@ -67,7 +72,7 @@ def stored_width(dtype: torch.dtype, head_dim: int) -> int:
     """
     if dtype != PACKED:
         return head_dim
-    if head_dim % 2 or head_dim % min(GROUP, head_dim):
+    if not can_store(dtype, head_dim):
         raise ArkvError(
             f"kv_dtype is 'int4' and heads have {head_dim} numbers: expected an even number, above {GROUP} a "
             f"multiple of it; take 'int8'"

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from arkv.attention.blocks import BLOCK, Blocks
-from arkv.attention.quantization import KV_DTYPES, scale_shape, stored_width
+from arkv.attention.quantization import KV_DTYPES, can_store, scale_shape, stored_width
 from arkv.errors import ArkvError
 from arkv.model import ModelSpec
 
@@ -159,7 +159,7 @@ def compiled(launches: Iterable[Launch], architecture: int) -> list[Code]:
 
 
 def calls_for(spec: ModelSpec) -> list[Call]:
-    """What a model asks of the kernels in bfloat16 and in every storage of few bits.
+    """What a model asks of the kernels in bfloat16 and in every storage of few bits that fits.
 
     A full cache; a sixth of it under a policy that looks; and under one that has unequal heads besides; the
     two of a sixth for a window of tokens, too.
@@ -171,6 +171,7 @@ def calls_for(spec: ModelSpec) -> list[Call]:
     return [
         Call(*heads, capacity, torch.bfloat16, stored, needs, unequal, tokens)
         for stored in (torch.bfloat16, *KV_DTYPES.values())
+        if can_store(stored, spec.head_dim)
         for capacity, needs, unequal, tokens in (
             (full, frozenset(), False, None),
             (sixth, looks, False, None),

@@ -18,7 +18,7 @@ from torch import Tensor
 import arkv
 from arkv.attention import cpu, operators
 from arkv.attention.blocks import Blocks, blocks_of
-from arkv.attention.quantization import GROUP, PACKED, dequantize, quantize
+from arkv.attention.quantization import GROUP, PACKED, can_store, dequantize, quantize
 from arkv.attention.reference import Attended
 from arkv.attention.window import window_attention
 from arkv.errors import ArkvWarning
@@ -79,7 +79,7 @@ def test_it_gives_what_the_specification_gives(
     seed: int,
 ) -> None:
     """On any strides, with NaN in what is hidden; a row alone gives the bits that it gives beside others."""
-    if stored == PACKED and (head_dim % 2 or head_dim % min(GROUP, head_dim)):
+    if stored is not None and not can_store(stored, head_dim):
         head_dim = 2 * GROUP  # the others cannot be packed
     rng = torch.Generator().manual_seed(seed)
     (queries, kv_heads), slots = heads, heads[1] * capacity

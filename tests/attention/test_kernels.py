@@ -12,10 +12,20 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import arkv
 from arkv.attention.blocks import BLOCK
 from arkv.attention.quantization import PACKED
 from arkv.attention.tunables import TABLE, Shape, Tuning, parts_of, tuning_of
-from arkv.speed.machine_code import ARCHITECTURES, Call, Code, compiled, machine_code, runs_on, table
+from arkv.speed.machine_code import (
+    ARCHITECTURES,
+    Call,
+    Code,
+    calls_for,
+    compiled,
+    machine_code,
+    runs_on,
+    table,
+)
 from arkv.weights.quantization import WeightDtype, codes_shape, scales_shape
 
 needs_triton = pytest.mark.skipif(
@@ -154,6 +164,13 @@ def test_weights_of_few_bits_are_read_by_wide_loads_without_spills(kind: WeightD
 def test_a_gpu_that_cannot_convert_float8_is_not_compiled_for() -> None:
     call = Call(**JANUS, capacity=144, stored=torch.float8_e4m3fn)
     assert [runs_on(call, architecture) for architecture in ARCHITECTURES] == [False, True, True]
+
+
+@pytest.mark.parametrize(("name", "packed"), [("llamagen-3b-256", False), ("janus-pro-1b", True)])
+def test_what_a_model_asks_for_is_what_it_can_store(name: str, packed: bool) -> None:
+    """Heads of 100 numbers are no whole groups of four bits."""
+    spec = arkv.load_model(name, device="meta", random_weights=True).spec
+    assert (PACKED in {call.stored for call in calls_for(spec)}) == packed
 
 
 def test_a_table_has_a_line_for_every_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
