@@ -358,9 +358,12 @@ def _scales(head_dim, packed):
 @triton.jit
 def _load_stored(leaf, slot, column, wanted, HEAD_DIM: tl.constexpr):
     """Numbers of slots, `[slots, columns]`, as they are stored; of two codes a byte, their bytes."""
-    PACKED: tl.constexpr = leaf.dtype.element_ty == tl.uint8
-    STORED: tl.constexpr = _stored(HEAD_DIM, PACKED)
-    return tl.load(leaf + slot[:, None] * STORED + column[None, :] % STORED, wanted, 0.0)
+    if leaf.dtype.element_ty == tl.uint8:
+        HALF: tl.constexpr = _stored(HEAD_DIM, True)
+        place = slot[:, None] * HALF + column[None, :] % HALF
+    else:
+        place = slot[:, None] * HEAD_DIM + column[None, :]
+    return tl.load(leaf + place, wanted, 0.0)
 
 
 @triton.jit
