@@ -150,8 +150,9 @@ def a_twenty_fourth_is_enough(rows: Rows, text: str) -> bool:
 
 def linear_falls(rows: Rows, text: str) -> bool:
     """At a twelfth the two cannot be told apart; at a twenty-fourth less than a third is left of LineAR's."""
-    twelfth, less = (pair(rows[linear], rows[front]) for front, linear in LINEAR_BESIDE.items())
-    fallen = rows[LINEAR_BESIDE[f"{TWENTY_FOURTH}@int4"]].accuracy
+    beside = [(rows[f"{linear}@int4"], rows[f"{front}@int4"]) for front, linear in LINEAR_BESIDE.items()]
+    twelfth, less = (pair(linear, front) for linear, front in beside)
+    fallen = beside[1][0].accuracy
     full = rows["full"].accuracy
     assert fallen is not None
     assert full is not None

@@ -19,14 +19,11 @@ WITHOUT = {
     "a line of newest tokens": f"{TWENTY_FOURTH},recent=0",
 }
 """A part of it, and the policy without that part in as many slots."""
-LINEAR_BESIDE = {
-    f"{TWELFTH}@int4": "linear:budget=118@int4",
-    f"{TWENTY_FOURTH}@int4": "linear:budget=38@int4",
-}
-"""LineAR in the same bytes."""
+LINEAR_BESIDE = {TWELFTH: "linear:budget=118", TWENTY_FOURTH: "linear:budget=38"}
+"""LineAR in as many slots."""
 RUNS = (
     ("own", ("full",)),
-    ("int4", (TWENTY_FOURTH, TWELFTH, "linear:budget=38", "linear:budget=118", *WITHOUT.values())),
+    ("int4", (*LINEAR_BESIDE, *LINEAR_BESIDE.values(), *WITHOUT.values())),
     ("int8", (TWENTY_FOURTH,)),
     ("own", (TWENTY_FOURTH,)),
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
 from functools import cache
@@ -133,6 +132,7 @@ def at_equal_bytes(name: str) -> str:
     """Policies by the bytes that they take, beside LineAR and the full cache prompt by prompt."""
     rows = evaluated(name)
     full = rows["full"]
+    beside = {f"{policy}@int4": rows[f"{linear}@int4"] for policy, linear in LINEAR_BESIDE.items()}
 
     def less(row: Evaluation, other: Evaluation | None) -> str:
         return "" if other is None or other is row else points(pair(other, row))
@@ -145,7 +145,7 @@ def at_equal_bytes(name: str) -> str:
                 f"{row.share_of_bytes or 0:.1%}",
                 right(row.accuracy),
                 less(row, full),
-                less(row, rows.get(LINEAR_BESIDE.get(row.policy, ""))),
+                less(row, beside.get(row.policy)),
                 "" if row.attention_lost is None else f"{row.attention_lost:.1%}, {row.kl:.1g}",
             ]
             for row in sorted(rows.values(), key=lambda row: row.share_of_bytes or 0)
@@ -232,8 +232,8 @@ def few_pictures(name: str) -> str:
 
 def one_picture(name: str) -> str:
     """Seconds of one picture, and how much faster than transformers' loop: ratios of the same round."""
-    rows = [json.loads(line) for line in (HERE / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
-    tokens, rows = rows[0]["run"]["tokens"], rows[1:]
+    run, by_contender, _ = read_journal(HERE / f"{name}.jsonl", "contender")
+    tokens, rows = run["tokens"], list(by_contender.values())
     others = rows[0]["seconds"]
 
     def faster(seconds: list[float]) -> str:

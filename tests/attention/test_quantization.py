@@ -11,6 +11,7 @@ from tiny import GRID, POLICIES, Tiny, build, random_tokens, tight
 from torch import Tensor
 
 from arkv import ArkvError, Decoder, Grid
+from arkv.attention import operators
 from arkv.attention.quantization import KV_DTYPES, PACKED, dequantize, quantize, stored_width
 from arkv.attention.reference import ragged_attention, slot_attention
 from arkv.decoding.loop import Loop
@@ -171,6 +172,14 @@ def test_unequal_and_shared_heads_are_stored_in_few_bits(kind: str, sums: Any) -
         early = slice(0, 6)
         error = (forced[:, early] - exact[:, early]).abs().max() / exact.std()
         assert 0 < error < ERROR[kind]
+
+
+def test_steps_without_kernels_read_two_codes_a_byte(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is no compiler: the operators are not called."""
+    monkeypatch.setattr(operators, "available", lambda *_: False)
+    monkeypatch.setattr(operators, "slot_attention", None)
+    decoder = Decoder(Tiny(GRID), build("window", 8), kv_dtype="int4")
+    assert decoder.generate(PROMPTS, seeds=[1, 2]).tokens.shape == (2, GRID.tokens)
 
 
 def test_another_storage_is_refused() -> None:
