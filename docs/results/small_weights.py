@@ -13,7 +13,7 @@ import argparse
 import copy
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
@@ -30,8 +30,15 @@ from arkv.decoding.noise import seed_keys
 from arkv.decoding.sampling import Sampling
 from arkv.estimate import format_bytes
 from arkv.machine.instruments import Clock, PeakMemory
+from arkv.models.emu3 import Emu3
+from arkv.models.emu3_checkpoint import EMU3_GEN
+from arkv.models.emu35 import Emu35
+from arkv.models.emu35_checkpoint import EMU35_IMAGE
 from arkv.models.janus import JANUS_PRO_1B, JanusPro
 from arkv.models.llamagen import VARIANTS, LlamaGen
+from arkv.models.lumina import LUMINA_7B_768, LuminaMGPT
+from arkv.models.lumina2 import LuminaMGPT2
+from arkv.models.lumina2_checkpoint import LUMINA_2
 from arkv.models.pretrained import Part, load, slots_of
 from arkv.registry import load_class
 from arkv.speed.engine import PolicyEngine
@@ -43,7 +50,7 @@ from arkv.weights.quantized import layers, quantize_
 KINDS = ("int8", "int4")
 ROWS = (1, 2, 8, 64)
 WARM, LINES = 2, 2  # the second line is captured
-WIDTH, SIDE, PICTURES = 256, 8, 2
+WIDTH, HEADS, SIDE, PICTURES = 256, 4, 8, 2
 
 
 def main() -> None:
@@ -97,14 +104,31 @@ def divergences(asked: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def _tiny_families() -> Iterator[tuple[str, arkv.Model]]:
-    """`scenes` as it was trained, and two families in two narrow layers with random weights."""
+    """`scenes` as it was trained, and every other family in two narrow layers with random weights."""
     yield "scenes", arkv.load_model("scenes")
     llamagen = next(one for one in VARIANTS if one.name == "llamagen-b-256")
-    for family, variant in ((JanusPro, replace(JANUS_PRO_1B, side=SIDE)), (LlamaGen, llamagen)):
+    families: list[tuple[Callable[[Any], arkv.Model], Any]] = [
+        (JanusPro, replace(JANUS_PRO_1B, side=SIDE)),
+        (LlamaGen, llamagen),
+        (LuminaMGPT, replace(LUMINA_7B_768, target=16 * SIDE)),
+        (LuminaMGPT2, replace(LUMINA_2, target=8 * SIDE)),
+        (Emu3, replace(EMU3_GEN, area=(8 * SIDE) ** 2)),
+        (Emu35, replace(EMU35_IMAGE, sizes=((16 * SIDE, 16 * SIDE),))),
+    ]
+    for family, variant in families:
+        real = variant.transformer
         shape = replace(
-            variant.transformer, layers=2, width=WIDTH, heads=4, kv_heads=4, head_dim=64, hidden=2 * WIDTH
+            real,
+            layers=2,
+            width=WIDTH,
+            heads=HEADS,
+            kv_heads=max(1, HEADS * real.kv_heads // real.heads),
+            head_dim=WIDTH // HEADS,
+            hidden=2 * WIDTH,
         )
-        model = family(replace(variant, transformer=shape)).eval()  # type: ignore[operator, type-var]
+        # No picture is drawn.
+        decoder = replace(variant.vq, channels=32, blocks=1)
+        model = family(replace(variant, transformer=shape, vq=decoder)).eval()  # type: ignore[attr-defined]
         draw_weights_(model, 0)
         yield f"{variant.name}, 2 layers of width {WIDTH}", model
 

@@ -38,6 +38,10 @@ from arkv.decoding import loop as loop_module  # noqa: E402
 from arkv.decoding.loop import Loop  # noqa: E402
 from arkv.decoding.sampling import Sampling  # noqa: E402
 from arkv.model import Condition  # noqa: E402
+from arkv.models.emu3 import Emu3  # noqa: E402
+from arkv.models.emu3_checkpoint import EMU3_STAGE1  # noqa: E402
+from arkv.models.emu35 import Emu35  # noqa: E402
+from arkv.models.emu35_checkpoint import EMU35_IMAGE  # noqa: E402
 from arkv.models.janus import JANUS_PRO_1B, JanusPro  # noqa: E402
 from arkv.models.llamagen import VARIANTS as LLAMAGEN  # noqa: E402
 from arkv.models.llamagen import LlamaGen  # noqa: E402
@@ -74,6 +78,8 @@ FAMILIES = {
     "janus": Family(JanusPro, JANUS_PRO_1B, 128, 24),
     "llamagen": Family(LlamaGen, next(one for one in LLAMAGEN if one.name == "llamagen-xl-256"), 256, 1),
     "lumina": Family(LuminaMGPT, LUMINA_7B_768, 12, 30),
+    "emu3": Family(Emu3, EMU3_STAGE1, 12, 60),
+    "emu3.5": Family(Emu35, EMU35_IMAGE, 12, 60),
     "janus-int4": Family(JanusPro, JANUS_PRO_1B, 16, 24, "int4"),
     "janus-window": Family(JanusPro, JANUS_PRO_1B, 4, 24, window=16),
 }

@@ -24,10 +24,14 @@ LAUNCHES = {
     "janus": (5, 4, 1),
     "llamagen": (5, 4, 1),
     "lumina": (8, 4, 1),
+    "emu3": (6, 4, 1),
+    "emu3.5": (6, 4, 1),
     "janus-int4": (5, 0, 5),
     "janus-window": (5, 4, 1),
 }
-"""Of a layer: kernels of Inductor's, products, and operators of ours. Nobody may add one unawares."""
+"""Of a layer: kernels of Inductor's, products, and operators of ours. Nobody may add one unawares.
+
+With grouped heads queries and keys are of two sizes, and turned by a kernel each."""
 LAUNCHES_OF_A_PASS = (8, 4, 1)
 """Of a window: it keeps what a policy will be shown, and each query sees slots of its own."""
 SORT, TOP_K = "aten.sort.stable", "aten.topk.default"
@@ -104,6 +108,8 @@ def check(family: str, cases: list[str]) -> None:
         ("janus", ALL + NARROW),
         ("llamagen", KINDS),
         ("lumina", KINDS),
+        ("emu3", KINDS[:1]),
+        ("emu3.5", KINDS),
         ("janus-int4", KINDS[:1]),
         ("janus-window", KINDS),
     ],

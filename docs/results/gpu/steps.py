@@ -126,7 +126,7 @@ STEPS = (
         ),
     ),
     Step(
-        "What do eight bits, equal memory and a large grid bring?",
+        "What do eight bits, equal memory and large grids bring?",
         (
             _bench("int8", 90, f"{JANUS} linear,full --batch-sizes {{batch}} --kv-dtype int8"),
             _bench("equal-memory", 210, f"{JANUS} full,linear --memory {{memory}}"),
@@ -134,6 +134,12 @@ STEPS = (
                 "grid-64",
                 120,
                 "--model lumina-mgpt-7b-1024 --policies full,linear --ratios 1/8 --batch-sizes {small}",
+                lines="{tall}",
+            ),
+            _bench(
+                "grid-90",
+                60,
+                "--model emu3-gen --weights int4 --policies full,linear --ratios 1/8 --batch-sizes 1",
                 lines="{tall}",
             ),
         ),
