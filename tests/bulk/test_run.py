@@ -582,7 +582,7 @@ def test_processes_that_are_killed_at_random_moments_leave_no_trace(
             else:
                 assert process.wait(120) == 0, "a worker that died was started again"
         else:
-            assert process.returncode == 0
+            assert process.returncode == 0, process.communicate()[1].decode()
         if len(rows_so_far(out)) == 34 and process.returncode == 0:
             for name in rng.sample(sorted(whole), 20):
                 (out / name).unlink()
