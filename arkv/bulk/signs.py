@@ -36,15 +36,16 @@ LEAST = 1800.0  # but no fewer seconds than these
 
 def identity(pid: int) -> str:
     """A process, such that another one that gets its number later is not taken for it."""
-    try:
-        began = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except OSError:  # not on this system, or not there
-        began = ""
-    return f"{pid} {began}"
+    stat = _stat(pid)
+    return f"{pid} {stat[19] if stat else ''}"
 
 
 def is_alive(process: str) -> bool:
-    """Whether a process of this machine is there that `identity` told of."""
+    """Whether a process of this machine runs that `identity` told of.
+
+    One that has ended and that its parent has not asked for, as in a container whose first process asks for
+    nobody, does not.
+    """
     pid = int(process.partition(" ")[0])
     try:
         os.kill(pid, 0)
@@ -52,7 +53,15 @@ def is_alive(process: str) -> bool:
         return False
     except OSError:  # somebody else's
         pass
-    return identity(pid) == process
+    return identity(pid) == process and _stat(pid)[:1] not in (["Z"], ["X"])
+
+
+def _stat(pid: int) -> list[str]:
+    """What the system says of a process, its state first; empty where it says nothing."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:  # not on this system, or not there
+        return []
 
 
 def sign_of(out: Path, worker: int) -> Path:

@@ -30,8 +30,11 @@ from arkv.weights.quantization import (
     scales_shape,
 )
 
-CPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-"""What PyTorch's products for the CPU multiply codes with."""
+CPU_DTYPE = torch.bfloat16
+"""What PyTorch's products for the CPU are fast with; float32 and float16 they take a number at a time."""
+
+FEW_ON_CPU = 16
+"""Rows up to which its product with eight bits beats one with the plain matrix, made anew every time."""
 
 
 class QuantizedLinear(Packable):
@@ -80,14 +83,20 @@ class QuantizedLinear(Packable):
         if self.packed:
             group = self.in_features // len(self.scales)
             output = torch.ops.aten._weight_int4pack_mm_for_cpu(rows, self.codes, group, self.scales)
-        elif self.weights == "int8" and rows.device.type == "cpu" and rows.dtype in CPU_DTYPES:
+        elif self._reads_codes_on_cpu(rows):
             output = torch.ops.aten._weight_int8pack_mm(rows, self.codes, self.scales)
         elif products.serves(rows):
             output = products.small_product(rows, self.codes, self.scales)
+        elif self.weights == "int8" and rows.dtype != torch.float16:  # which may overflow before it is scaled
+            output = F.linear(rows, self.codes.to(rows.dtype)) * self.scales
         else:
             return F.linear(input, self.dequantized(), self.bias)
         output = output.unflatten(0, input.shape[:-1])
         return output if self.bias is None else output + self.bias
+
+    def _reads_codes_on_cpu(self, rows: Tensor) -> bool:
+        is_few = rows.dtype == CPU_DTYPE and len(rows) <= FEW_ON_CPU
+        return self.weights == "int8" and rows.device.type == "cpu" and is_few
 
     def dequantized(self) -> Tensor:
         """The weight that the codes stand for, `[out_features, in_features]`."""
@@ -108,8 +117,8 @@ class QuantizedLinear(Packable):
             self.scales[(rows,) if self.weights == "int8" else (slice(None), rows)] = scales
 
     def can_pack(self) -> bool:
-        """Whether PyTorch has a product for the CPU that wants these codes in another order."""
-        return self.weights == "int4" and self.codes.device.type == "cpu" and self.scales.dtype in CPU_DTYPES
+        """Whether PyTorch has a fast product for the CPU that wants these codes in another order."""
+        return self.weights == "int4" and self.codes.device.type == "cpu" and self.scales.dtype == CPU_DTYPE
 
     def _pack(self, tensor: Tensor) -> Tensor:
         return int4_order.pack(tensor)

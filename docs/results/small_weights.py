@@ -3,6 +3,7 @@
 python docs/results/small_weights.py kl                                    # divergence of the logits, in nats
 python docs/results/small_weights.py step --model janus-pro-1b             # milliseconds of a step, by rows
 python docs/results/small_weights.py load --model janus-pro-1b --weights int4   # peak of memory, from a file
+python docs/results/small_weights.py pictures --out docs/results     # pictures of `scenes` that are right
 
 Tables in Markdown. `--json` adds the rows to a file as well.
 """
@@ -43,28 +44,34 @@ from arkv.models.pretrained import Part, load, slots_of
 from arkv.registry import load_class
 from arkv.speed.engine import PolicyEngine
 from arkv.speed.roofline import copy_bandwidth, weight_bytes
+from arkv.study import Settings, compare_policies
+from arkv.study.pairs import pair
 from arkv.weights.checkpoint import draw_weights_
 from arkv.weights.packing import pack_
+from arkv.weights.quantization import WeightDtype
 from arkv.weights.quantized import layers, quantize_
 
-KINDS = ("int8", "int4")
+KINDS: tuple[WeightDtype, ...] = ("int8", "int4")
 ROWS = (1, 2, 8, 64)
+PROMPTS = 500
 WARM, LINES = 2, 2  # the second line is captured
 WIDTH, HEADS, SIDE, PICTURES = 256, 4, 8, 2
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("what", choices=("kl", "step", "load"))
+    parser.add_argument("what", choices=("kl", "step", "load", "pictures"))
     parser.add_argument("--model", default="janus-pro-1b")
     parser.add_argument("--weights", default="int4", choices=KINDS)
     parser.add_argument("--device", default="cpu", type=torch.device)
     parser.add_argument("--compile", default="none", choices=("none", "inductor", "cudagraphs"))
     parser.add_argument("--small", action="store_true", help="few rows, as a dry run needs them")
+    parser.add_argument("--out", type=Path, default=Path(), help="folder for outcomes by prompt")
     parser.add_argument("--json", type=Path, help="JSON lines, added to")
     asked = parser.parse_args()
+    measured = {"kl": divergences, "step": steps, "load": peaks, "pictures": pictures}[asked.what]
     with torch.inference_mode():
-        rows = list({"kl": divergences, "step": steps, "load": peaks}[asked.what](asked))
+        rows = list(measured(asked))
     print("| " + " | ".join(rows[0]) + " |\n" + "|---" * len(rows[0]) + "|")
     for row in rows:
         print("| " + " | ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()) + " |")
@@ -82,7 +89,7 @@ def divergences(asked: argparse.Namespace) -> Iterator[dict[str, Any]]:
         logits = plain.teacher_force(prompts, tokens).raw
         for kind in KINDS:
             small = copy.deepcopy(model)
-            quantize_(small, kind)  # type: ignore[arg-type]
+            quantize_(small, kind)
             exact = copy.deepcopy(small)
             for path, layer in [*layers(exact)]:
                 linear = torch.nn.Linear(layer.in_features, layer.out_features, bias=False)
@@ -137,6 +144,34 @@ def _kl(reference: Tensor, other: Tensor) -> Tensor:
     """Of tokens that may stand there, in nats, of every step."""
     p, q = (logits.flatten(0, -2).log_softmax(-1) for logits in (reference, other))
     return torch.where(p.isfinite(), p.exp() * (p - q), 0.0).sum(-1)
+
+
+def pictures(asked: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Shares of 500 prompts that are met, and differences from plain weights picture by picture.
+
+    What a file of the folder has is not drawn again.
+    """
+    plain = None
+    for kind in (None, *KINDS):
+        model = arkv.load_model("scenes", dtype="bfloat16", weights=kind)
+        settings = Settings(PROMPTS, 0, 50, model.spec.guidance, compile="inductor")
+        name = kind or "bfloat16"
+        out = asked.out / f"weights-{name}.jsonl"
+        row = compare_policies(model, ["full"], settings=settings, out=out).rows["full"]
+        plain = plain or row
+        beside, right = pair(plain, row), row.accuracy
+        assert right is not None
+        yield {
+            "weights": name,
+            "right": _percent(right.share, right.low, right.high),
+            "less plain, in pairs": _percent(beside.difference, beside.low, beside.high),
+            "right with plain weights only": beside.first_only,
+            "right with these only": beside.second_only,
+        }
+
+
+def _percent(share: float, low: float, high: float) -> str:
+    return f"{share:.1%} [{low:.1%}, {high:.1%}]"
 
 
 def steps(asked: argparse.Namespace) -> Iterator[dict[str, Any]]:

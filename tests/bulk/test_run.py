@@ -22,6 +22,7 @@ from letters import install
 
 from arkv.bulk import Description, overlap, read_description, run, signs, status
 from arkv.bulk.lock import InUse
+from arkv.bulk.signs import identity, is_alive
 from arkv.cli import main
 from arkv.decoder import Decoder
 from arkv.errors import ArkvError, NumericalError, Terminated
@@ -549,6 +550,18 @@ print("lived")
 def test_a_process_that_hangs_is_ended_from_beside_it(how: str, status: int) -> None:
     ran = subprocess.run([sys.executable, "-c", HANGING, how], capture_output=True, timeout=60, check=False)
     assert ran.returncode == status, ran.stderr
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_a_driver_that_was_killed_is_gone_though_nobody_asks_for_its_status() -> None:
+    driver = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    known = identity(driver.pid)
+    assert is_alive(known)
+    driver.kill()
+    assert gone_within(10, lambda: not is_alive(known))
+    assert Path(f"/proc/{driver.pid}").exists(), "nobody has asked so far"
+    driver.communicate()
+    assert not is_alive(known)
 
 
 @pytest.mark.slow

@@ -389,8 +389,8 @@ def test_a_whole_picture_at_full_width() -> None:
     model = Emu3(
         replace(EMU3_GEN, transformer=replace(EMU3_GEN.transformer, layers=1), vq=replace(VQ, codes=32768))
     )
-    if torch.cuda.is_available():
-        model = model.to("cuda", torch.bfloat16)
+    model = model.to("cuda" if torch.cuda.is_available() else "cpu", torch.bfloat16)
+    model.vq.float()
     # A second row takes a CPU more than twice the time, and guidance is tested at small sizes.
     decoder = Decoder(model, load_policy("linear", ratio="1/8"))
     result = decoder.generate([[20_000] * 20], seeds=[1], guidance=1.0)

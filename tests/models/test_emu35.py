@@ -221,8 +221,8 @@ def test_a_whole_picture_at_full_width() -> None:
     shape = replace(EMU35_IMAGE.transformer, layers=1)
     decoder = replace(VQ, codes=131072, multipliers=(1, 1, 1, 1, 1))
     model = Emu35(replace(EMU35_IMAGE, transformer=shape, vq=decoder))
-    if torch.cuda.is_available():
-        model = model.to("cuda", torch.bfloat16)
+    model = model.to("cuda" if torch.cuda.is_available() else "cpu", torch.bfloat16)
+    model.vq.float()
     # A second row takes a CPU more than twice the time, and guidance is tested at small sizes.
     result = Decoder(model, load_policy("linear", ratio="1/8")).generate(
         [[20_000] * 20], seeds=[1], guidance=1.0

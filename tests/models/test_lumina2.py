@@ -178,8 +178,8 @@ def test_a_whole_picture_at_full_width() -> None:
     """One layer of the published shape, all heads, the whole vocabulary and raster, random weights."""
     shape = replace(LUMINA_2.transformer, layers=1)
     model = LuminaMGPT2(replace(LUMINA_2, transformer=shape, vq=replace(VQ, codes=16384)))
-    if torch.cuda.is_available():
-        model = model.to("cuda", torch.bfloat16)
+    model = model.to("cuda" if torch.cuda.is_available() else "cpu", torch.bfloat16)
+    model.vq.float()
     # A second row takes a CPU more than twice the time, and guidance is tested at small sizes.
     decoder = Decoder(model, load_policy("linear", ratio="1/8"))
     result = decoder.generate([[20_000] * 20], seeds=[1], guidance=1.0)
