@@ -18,6 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from arkv.bulk.signs import began
 from arkv.errors import ArkvError
 from arkv.pictures.files import BINARY, NO_FOLLOW, is_out_of_threads, opened, size_of, told
 
@@ -285,13 +286,11 @@ def _myself() -> dict[str, Any]:
 
 def _process(pid: int | str) -> dict[str, Any]:
     """A process, when it began, and which numbers its container has; None for what nobody can say."""
-    stat = _read(f"/proc/{pid}/stat")
-    began = None if stat is None else stat.rpartition(")")[2].split()[19]
     try:
         numbers = os.readlink(f"/proc/{pid}/ns/pid")
     except OSError:
         numbers = None
-    return {"pid": os.getpid() if pid == "self" else pid, "began": began, "numbers": numbers}
+    return {"pid": os.getpid() if pid == "self" else pid, "began": began(pid), "numbers": numbers}
 
 
 def _read(path: str) -> str | None:
@@ -318,7 +317,7 @@ def _lives(file: Path, said: dict[str, Any]) -> bool:
     if is_near and said["boot"] != me["boot"]:
         return False
     if is_near and said.get("numbers") == me["numbers"] is not None and isinstance(said.get("pid"), int):
-        return _process(said["pid"])["began"] == said.get("began")
+        return began(said["pid"]) == said.get("began")
     # By a clock of ours: those of other machines may be wrong.
     try:
         before = os.lstat(file).st_mtime_ns

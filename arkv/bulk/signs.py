@@ -34,18 +34,29 @@ HUNG = 20  # times the longest unit so far, after which a worker ends itself,
 LEAST = 1800.0  # but no fewer seconds than these
 
 
+def began(pid: int | str) -> str | None:
+    """When a process of this machine began, in ticks of the system's clock.
+
+    None for one that has ended, also if its parent has not asked for it, as in a container whose first
+    process asks for nobody; and where the system does not say.
+
+    Args:
+        pid: its number, or "self".
+    """
+    try:
+        state, *stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:  # not on this system, or not there
+        return None
+    return None if state in ("Z", "X") else stat[18]
+
+
 def identity(pid: int) -> str:
     """A process, such that another one that gets its number later is not taken for it."""
-    stat = _stat(pid)
-    return f"{pid} {stat[19] if stat else ''}"
+    return f"{pid} {began(pid) or ''}"
 
 
 def is_alive(process: str) -> bool:
-    """Whether a process of this machine runs that `identity` told of.
-
-    One that has ended and that its parent has not asked for, as in a container whose first process asks for
-    nobody, does not.
-    """
+    """Whether a process of this machine runs that `identity` told of."""
     pid = int(process.partition(" ")[0])
     try:
         os.kill(pid, 0)
@@ -53,15 +64,7 @@ def is_alive(process: str) -> bool:
         return False
     except OSError:  # somebody else's
         pass
-    return identity(pid) == process and _stat(pid)[:1] not in (["Z"], ["X"])
-
-
-def _stat(pid: int) -> list[str]:
-    """What the system says of a process, its state first; empty where it says nothing."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:  # not on this system, or not there
-        return []
+    return identity(pid) == process
 
 
 def sign_of(out: Path, worker: int) -> Path:

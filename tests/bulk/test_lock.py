@@ -119,7 +119,9 @@ class TestWithoutLocks:
         monkeypatch.setattr(lock_module, "BEAT", 0.1)
         monkeypatch.setattr(lock_module, "SILENCE", 0.6)
 
-    def test_whoever_was_killed_here_is_known_to_be_gone(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("asked", [True, False])
+    def test_whoever_was_killed_here_is_known_to_be_gone(self, asked: bool, tmp_path: Path) -> None:
+        """Also if nobody has asked for its status."""
         code = (
             "import fcntl, os, sys\n"
             "def flock(*_): raise OSError(37, 'x')\n"
@@ -128,12 +130,16 @@ class TestWithoutLocks:
             "from arkv.bulk.lock import InUse\n"
             "InUse(Path(sys.argv[1])); print('in', flush=True); os.kill(os.getpid(), 9)\n"
         )
-        done = subprocess.run(
-            [sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=False
-        )
-        assert done.stdout == "in\n", done.stderr
-        assert (tmp_path / HOLDER).exists()
-        InUse(tmp_path).release()
+        command = [sys.executable, "-c", code, tmp_path]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as held:
+            assert held.stdout is not None
+            assert held.stderr is not None
+            said, complained = held.stdout.read(), held.stderr.read()  # up to its end
+            if asked:
+                held.wait()
+            assert said == "in\n", complained
+            assert (tmp_path / HOLDER).exists()
+            InUse(tmp_path).release()
 
     @pytest.mark.parametrize("changes", [{"host": "elsewhere"}, {"numbers": "pid:[1]"}], ids=str)
     def test_somebody_on_another_machine_counts_as_long_as_there_are_signs(
