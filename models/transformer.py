@@ -84,9 +84,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., width]` to the same shape and dtype."""
-        wide = x.float()
-        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return (wide * scale).to(x.dtype) * self.weight
+        # The scale is not left to torch: it multiplies before it rounds, and published models after.
+        return F.rms_norm(x, x.shape[-1:], eps=self.eps) * self.weight
 
 
 class HeadNorm(nn.Module):

@@ -229,7 +229,6 @@ struct Call {
   int64_t queries;  // of a key head: tokens x group
   int64_t width;    // head_dim, filled up to whole vectors
   int64_t places;   // of a head's slots the most there can be
-  int64_t parts;    // of a head
   const Tensor query, keys, values, visible, key_scale, value_scale, slot, filled, head, mass, scores, output;
 
   bool unequal() const { return slot.defined(); }
@@ -248,6 +247,30 @@ struct Partial {
   float *sums, *greatest, *total, *weights;
 };
 
+// Of unequal heads: a row's blocks come in the order of their heads. The first one of a head, and the one after
+// its last.
+inline std::pair<int64_t, int64_t> blocks_of(const Call& call, int64_t row, int64_t kv_head) {
+  const int64_t* owner = call.head.const_data_ptr<int64_t>() + (call.head.size(0) == 1 ? 0 : row) * call.head.stride(0);
+  const auto [first, last] = std::equal_range(owner, owner + call.head.size(1), kv_head);
+  return {first - owner, last - owner};
+}
+
+// A head without slots has a part, too: somebody has to say that there is nothing.
+inline int64_t parts_of(const Call& call, int64_t row, int64_t kv_head) {
+  int64_t slots = call.places;
+  if (call.unequal()) {
+    const auto [first, last] = blocks_of(call, row, kv_head);
+    slots = (last - first) * BLOCK;
+  }
+  return std::max<int64_t>(1, (slots + PART - 1) / PART);
+}
+
+// Of equal heads: the first place of a part, and how many places it has.
+inline std::pair<int64_t, int64_t> places_of_part(const Call& call, int64_t row, int64_t kv_head, int64_t part) {
+  const int64_t parts = parts_of(call, row, kv_head), share = (call.places + parts - 1) / parts;
+  return {part * share, std::min(share, call.places - part * share)};
+}
+
 // The slots of one part of a head, as far as any of its queries sees them, in order.
 inline void list_slots(const Call& call, int64_t row, int64_t kv_head, int64_t part, std::vector<int64_t>& listed) {
   const bool* visible = call.visible.const_data_ptr<bool>() + row * call.visible.stride(0);
@@ -261,19 +284,14 @@ inline void list_slots(const Call& call, int64_t row, int64_t kv_head, int64_t p
     count += seen;
   };
   if (!call.unequal()) {
-    const int64_t share = (call.places + call.parts - 1) / call.parts;
-    const int64_t stop = std::min((part + 1) * share, call.places);
-    for (int64_t i = part * share; i < stop; ++i) add(kv_head * call.places + i);
+    const auto [first, places] = places_of_part(call, row, kv_head, part);
+    for (int64_t i = first; i < first + places; ++i) add(kv_head * call.places + i);
   } else {
     const int64_t shared = call.slot.size(0) == 1 ? 0 : row;
-    const int64_t* owner = call.head.const_data_ptr<int64_t>() + shared * call.head.stride(0);
     const int64_t* slot = call.slot.const_data_ptr<int64_t>() + shared * call.slot.stride(0);
     const bool* filled = call.filled.const_data_ptr<bool>() + shared * call.filled.stride(0);
-    const int64_t blocks = call.head.size(1);
-    // Blocks come in the order of their heads.
-    const auto [first, last] = std::equal_range(owner, owner + blocks, kv_head);
-    const int64_t begin = (first - owner) + part * (PART / BLOCK);
-    const int64_t stop = std::min<int64_t>(begin + PART / BLOCK, last - owner);
+    const auto [first, last] = blocks_of(call, row, kv_head);
+    const int64_t begin = first + part * (PART / BLOCK), stop = std::min(begin + PART / BLOCK, last);
     for (int64_t i = begin * BLOCK; i < stop * BLOCK; ++i)
       if (filled[i]) add(slot[i]);
   }
@@ -456,7 +474,10 @@ inline void clear(const Call& call, const Tensor& room, int64_t row, int64_t fir
   float* to = room.mutable_data_ptr<float>() + row * room.stride(0);
   const int64_t by_token = room.stride(1), by_slot = room.stride(2);
   for (int64_t t = 0; t < call.tokens; ++t)
-    for (int64_t i = first; i < first + count; ++i) to[t * by_token + i * by_slot] = 0;
+    if (by_slot == 1)
+      std::fill_n(to + t * by_token + first, count, 0.f);
+    else
+      for (int64_t i = first; i < first + count; ++i) to[t * by_token + i * by_slot] = 0;
 }
 
 // One part of one head of one row. Q is the dtype of the queries, T that of keys and values.
@@ -504,9 +525,8 @@ void attend_part(
   }
   if (call.scores.defined()) {
     if (!call.unequal()) {
-      const int64_t share = (call.places + call.parts - 1) / call.parts;
-      const int64_t first = part * share;
-      clear(call, call.scores, row, kv_head * call.places + first, std::min(share, call.places - first));
+      const auto [first, places] = places_of_part(call, row, kv_head, part);
+      clear(call, call.scores, row, kv_head * call.places + first, places);
     }
     give_by_slot(call, call.scores, row, listed, weights, nullptr, call.tokens == 1);
   }
@@ -559,9 +579,12 @@ void attend_part(
   }
 }
 
-// Put the parts of a head together, of which there is one or several.
+// Put the parts of a head together, of which there is one or several. `listed` says that the scratch still has
+// the slots of the only one.
 template <typename Q>
-void finish(const Call& call, int64_t row, int64_t kv_head, const std::vector<Partial>& parts, Scratch& scratch) {
+void finish(
+    const Call& call, int64_t row, int64_t kv_head, const std::vector<Partial>& parts, bool listed,
+    Scratch& scratch) {
   const int64_t queries = call.queries;
   std::vector<float> totals(queries, 0), factors(parts.size() * queries, 1);
   float* sums = parts[0].sums;
@@ -587,7 +610,7 @@ void finish(const Call& call, int64_t row, int64_t kv_head, const std::vector<Pa
   if (!call.mass.defined()) return;
   if (!call.unequal()) clear(call, call.mass, row, kv_head * call.places, call.places);
   for (size_t p = 0; p < parts.size(); ++p) {
-    if (parts.size() > 1) list_slots(call, row, kv_head, p, scratch.listed);
+    if (!listed) list_slots(call, row, kv_head, p, scratch.listed);
     give_by_slot(call, call.mass, row, scratch.listed, parts[p].weights, &factors[p * queries], true);
   }
 }
@@ -619,28 +642,32 @@ void attend(const Call& call) {
     float* weights = memory + queries * (call.width + 2);
     return Partial{memory, memory + queries * call.width, memory + queries * (call.width + 1), weights};
   };
-  if (call.parts == 1) {
-    in_parallel(heads, bytes, [&](int64_t piece, Scratch& scratch) {
-      const int64_t row = piece / call.kv_heads, kv_head = piece % call.kv_heads;
+  // Parts of all heads, one after the other: where those of a head begin.
+  std::vector<int64_t> first(heads + 1, 0);
+  for (int64_t head = 0; head < heads; ++head)
+    first[head + 1] = first[head] + parts_of(call, head / call.kv_heads, head % call.kv_heads);
+  if (first[heads] == heads) {
+    in_parallel(heads, bytes, [&](int64_t head, Scratch& scratch) {
+      const int64_t row = head / call.kv_heads, kv_head = head % call.kv_heads;
       scratch.weights.resize(room);
       const std::vector<Partial> one{partial(scratch.weights.data())};
       attend_part<Q, T>(call, row, kv_head, 0, one[0], scratch);
-      finish<Q>(call, row, kv_head, one, scratch);
+      finish<Q>(call, row, kv_head, one, true, scratch);
     });
     return;
   }
-  const Tensor left = at::empty({heads * call.parts * room}, at::kFloat);
+  const Tensor left = at::empty({first[heads] * room}, at::kFloat);
   float* memory = left.mutable_data_ptr<float>();
-  in_parallel(heads * call.parts, bytes, [&](int64_t piece, Scratch& scratch) {
-    const int64_t head = piece / call.parts, part = piece % call.parts;
+  in_parallel(first[heads], bytes, [&](int64_t piece, Scratch& scratch) {
+    const int64_t head = std::upper_bound(first.begin(), first.end(), piece) - first.begin() - 1;
     const int64_t row = head / call.kv_heads, kv_head = head % call.kv_heads;
-    attend_part<Q, T>(call, row, kv_head, part, partial(memory + piece * room), scratch);
+    attend_part<Q, T>(call, row, kv_head, piece - first[head], partial(memory + piece * room), scratch);
   });
   in_parallel(heads, bytes, [&](int64_t head, Scratch& scratch) {
     std::vector<Partial> parts;
-    for (int64_t part = 0; part < call.parts; ++part)
-      parts.push_back(partial(memory + (head * call.parts + part) * room));
-    finish<Q>(call, head / call.kv_heads, head % call.kv_heads, parts, scratch);
+    for (int64_t piece = first[head]; piece < first[head + 1]; ++piece)
+      parts.push_back(partial(memory + piece * room));
+    finish<Q>(call, head / call.kv_heads, head % call.kv_heads, parts, false, scratch);
   });
 }
 
@@ -679,11 +706,10 @@ Tensor observed_attention(
   TORCH_CHECK(!packed || (key_scale.has_value() && value_scale.has_value()), "two codes a byte need their scales");
   TORCH_CHECK(visible.size(0) == rows && visible.size(-1) == slots, "visible does not fit the keys");
   const int64_t places = slot.has_value() ? slots : slots / kv_heads;
-  const int64_t parts = std::max<int64_t>(1, slot.has_value() ? (head->size(1) * BLOCK + PART - 1) / PART : (places + PART - 1) / PART);
   const int64_t step = 2 * WIDTH;
   const Call call{
       rows, tokens, heads, kv_heads, group, head_dim, slots, tokens * group,
-      (head_dim + step - 1) / step * step, places, parts, queries, dense(keys), dense(values),
+      (head_dim + step - 1) / step * step, places, queries, dense(keys), dense(values),
       dense(with_tokens(visible, single)), dense(key_scale), dense(value_scale), dense(slot), dense(filled),
       dense(head), with_tokens(mass, single), with_tokens(scores, single), with_tokens(output, single)};
   if (query.numel() == 0) return output;

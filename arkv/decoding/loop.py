@@ -27,6 +27,7 @@ from arkv.decoding.step import Step, recycle_
 from arkv.decoding.width import BREAK_EVEN, TRIAL_LINES, WindowSize, chosen_width
 from arkv.decoding.window import Window, parts_of, widest_window
 from arkv.errors import NumericalError
+from arkv.machine.threads import Threads
 from arkv.model import Condition, Model
 from arkv.policy import CachePolicy
 from arkv.store import Store
@@ -86,6 +87,8 @@ class Loop:
         self.tokens = self._buffers.tokens
         self._step = Step(model, policy, self.store, self._buffers, compile)
         self._graphs = Replayed(compile == "cudagraphs", device)
+        # What is compiled is compiled for a number of threads, and would be anew for another.
+        self._threads = Threads(device.type == "cpu" and compile == "none")
         if self._graphs.captures:  # what a captured `advance_` reads and writes
             self._fed = torch.zeros(rows, dtype=torch.long, device=device)
             self._logits = torch.zeros(rows, spec.vocabulary, dtype=torch.float32, device=device)
@@ -235,7 +238,14 @@ class Loop:
         """Passes of so many tokens of a picture."""
         if width not in self._windows:
             self._windows[width] = Window(
-                self.model, self.policy, self.store, self._buffers, self._compile, self._graphs, width
+                self.model,
+                self.policy,
+                self.store,
+                self._buffers,
+                self._compile,
+                self._graphs,
+                self._threads,
+                width,
             )
         return self._windows[width]
 
@@ -250,7 +260,7 @@ class Loop:
                 buffers.step.add_(1)
                 self._step.draw_(logits, buffers, buffers.step, sampling.guides(position + 1), frozen)
 
-        with on_device(self.model.device):
+        with on_device(self.model.device), self._threads.fitted():
             buffers.step.fill_(steps.start)
             # What a graph has for good; guidance and temperature are tensors.
             self._graphs.run(("line", len(steps), steps.start % period, frozen), run)

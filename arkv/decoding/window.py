@@ -29,6 +29,7 @@ from arkv.decoding.layers import has_kernels, layers_of
 from arkv.decoding.passes import HIDDEN, enter_, finish_, pass_block, replay_
 from arkv.decoding.sampling import Sampling
 from arkv.decoding.step import recycle_
+from arkv.machine.threads import Threads
 from arkv.model import Model, ModelSpec
 from arkv.policy import CachePolicy
 from arkv.store import Store
@@ -66,6 +67,7 @@ class Window:
         buffers: of the same batch.
         compile: "none" calls the parts as they are, all others call them compiled.
         graphs: replays passes and what is done between them, if anything is replayed.
+        threads: how many a pass takes.
         width: tokens of a pass, `K`.
 
     Attributes:
@@ -80,10 +82,11 @@ class Window:
         buffers: Buffers,
         compile: Compile,
         graphs: Replayed,
+        threads: Threads,
         width: int,
     ) -> None:
         self._model, self._policy, self._store, self._buffers = model, policy, store, buffers
-        self._blocks, self._graphs, self._width = list(model.blocks), graphs, width
+        self._blocks, self._graphs, self._threads, self._width = list(model.blocks), graphs, threads, width
         device, spec, pictures = store.position.device, store.spec, len(buffers.tokens)
         self.at = torch.zeros(pictures, dtype=torch.long, device=device)
         self._stop = torch.zeros(pictures, dtype=torch.long, device=device)
@@ -152,7 +155,7 @@ class Window:
         self.at.fill_(steps.start)
         due = list(range(len(known)))
         while min(known) < steps.stop:
-            with on_device(self.at.device):
+            with on_device(self.at.device), self._threads.fitted():
                 for picture in due:
                     self._open_(picture, parts[now[picture]])
                 due = []

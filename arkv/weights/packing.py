@@ -147,7 +147,6 @@ def is_packable(weight: Tensor) -> bool:
     return weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and can_pack()
 
 
-@torch.library.custom_op("arkv::packed_linear", mutates_args=())
 def packed_linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`torch.nn.functional.linear` with a packed weight; opaque to `torch.compile`.
 
@@ -159,17 +158,27 @@ def packed_linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     Returns:
         bfloat16 `[..., out_features]`.
     """
-    return torch.ops.mkldnn._linear_pointwise(input, weight, bias, "none", [], "")
+    return torch.ops.arkv.packed_linear.default(input, weight, bias)
 
 
-@packed_linear.register_fake
-def _(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _of_onednn(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise.default(input, weight, bias, "none", [], "")
+
+
+def _shaped(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return input.new_empty(*input.shape[:-1], weight.shape[0])
 
 
-@packed_linear.register_vmap
-def _(
+def _mapped(
     info: Any, dims: tuple[int | None, ...], input: Tensor, weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, int]:
     # One product of all rows, not one for each.
     return packed_linear(input.movedim(dims[0] or 0, 0), weight, bias), 0
+
+
+# Without the wrapper of `torch.library.custom_op`, which takes as long as a product of a small model.
+_LIBRARY = torch.library.Library("arkv", "FRAGMENT")
+_LIBRARY.define("packed_linear(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
+torch.library.impl(_LIBRARY, "packed_linear", "CompositeExplicitAutograd")(_of_onednn)
+torch.library.register_fake("arkv::packed_linear", _shaped, lib=_LIBRARY)
+torch.library.register_vmap("arkv::packed_linear", _mapped, lib=_LIBRARY)

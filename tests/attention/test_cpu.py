@@ -19,7 +19,7 @@ import arkv
 from arkv.attention import cpu, operators
 from arkv.attention.blocks import Blocks, blocks_of
 from arkv.attention.quantization import GROUP, PACKED, can_store, dequantize, quantize
-from arkv.attention.reference import Attended
+from arkv.attention.reference import Attended, ragged_attention
 from arkv.attention.window import window_attention
 from arkv.errors import ArkvWarning
 
@@ -136,6 +136,28 @@ def test_any_number_of_threads_gives_the_same_bits(unequal: bool, threads: Calla
         found.append(operators.slot_attention(query, keys, values, visible, 4, BOTH, blocks=blocks))
     for other in found[1:]:
         assert all(torch.equal(some, same) for some, same in zip(other, found[0], strict=True))
+
+
+@needs_kernel
+def test_heads_of_any_size_stand_beside_each_other() -> None:
+    """One with nearly all slots, one with none; a head is cut the same whatever the others are."""
+    shares = torch.tensor([[0.9, 0.05, 0.0, 0.05], [0.25, 0.25, 0.25, 0.25], [0.0, 0.0, 1.0, 0.0]])
+    owner = shares.multinomial(2500, replacement=True)
+    query, keys, values = torch.randn(3, 8, 32), torch.randn(3, 2500, 32), torch.randn(3, 2500, 32)
+    visible = torch.rand(3, 2500) < 0.9
+
+    def attend(of: slice) -> Attended:
+        blocks = Blocks(*(leaf[0] for leaf in blocks_of(owner[None, of], 4)))
+        leaf = (query[of], keys[of], values[of], visible[of])
+        return operators.slot_attention(*leaf, 4, BOTH, blocks=blocks)
+
+    got = attend(slice(None))
+    expected = ragged_attention(query, keys, values, visible, owner, 4, BOTH)
+    for some, same in zip(got, expected, strict=True):
+        torch.testing.assert_close(some, same, atol=1e-4, rtol=1e-4)
+    for row in range(3):
+        for some, same in zip(attend(slice(row, row + 1)), got, strict=True):
+            assert torch.equal(some, same[row : row + 1])
 
 
 @needs_kernel

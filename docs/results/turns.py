@@ -1,0 +1,114 @@
+"""Measures steps in turns, alone and beside busy processes: tables of docs/results/speed.md.
+
+python docs/results/turns.py --policies full,linear:ratio=1/6
+python docs/results/turns.py --compile none,inductor
+python docs/results/turns.py --models janus-pro-1b:32,scenes:1,scenes:16 --busy 1
+
+Steps in the middle of a picture, in bfloat16 and with guidance. Every contender has one turn, then the next
+round begins; a turn beside busy processes, which only count, follows each turn alone. Milliseconds, medians
+of rounds. How threads wait is for the environment to say: OMP_NUM_THREADS, OMP_WAIT_POLICY, GOMP_SPINCOUNT.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import product
+from statistics import median
+from typing import Any
+
+import torch
+
+import arkv
+from arkv.decoding.noise import seed_keys
+from arkv.decoding.sampling import Sampling
+from arkv.machine.description import describe_machine
+from arkv.speed.engine import PolicyEngine
+
+SETTINGS = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+
+
+class Contender:
+    """An engine in the middle of a picture; what it compiles is compiled."""
+
+    def __init__(self, model: arkv.Model, pictures: int, policy: str, compile: Any) -> None:
+        self.engine = PolicyEngine(model, arkv.load_policy(policy), compile, guided=True)
+        grid, self.line = model.spec.grid, model.spec.grid.line
+        self.middle, self.stop = grid.rows // 2 * self.line, (grid.rows - 1) * self.line
+        condition = model.condition(model.example_prompts(pictures, seed=0), guided=True)
+        sampling = Sampling(model.spec.guidance, top_k=model.spec.top_k or None)
+        self.engine.begin(condition, seed_keys(range(pictures)), sampling)
+        self.engine.skip(self.middle)
+        self.next = self.middle
+        self.turn(self.line)
+
+    def turn(self, steps: int) -> float:
+        """Milliseconds of a step; after the last line but one it goes on in the middle again."""
+        if self.next + steps > self.stop:
+            self.next = self.middle
+        start = time.perf_counter()
+        self.engine.decode(range(self.next, self.next + steps))
+        self.next += steps
+        return (time.perf_counter() - start) / steps * 1e3
+
+
+@contextmanager
+def busy(processes: int) -> Iterator[None]:
+    """Within, as many processes compute and never wait."""
+    started = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(processes)]
+    try:
+        time.sleep(0.5)
+        yield
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+
+
+@torch.inference_mode()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--models", default="janus-pro-1b:32", help="name:pictures")
+    parser.add_argument("--policies", default="linear:ratio=1/6")
+    parser.add_argument("--compile", default="inductor")
+    parser.add_argument("--busy", type=int, default=0, help="processes")
+    parser.add_argument("--steps", type=int, default=12, help="of a turn, at most a line")
+    parser.add_argument("--rounds", type=int, default=5)
+    asked = parser.parse_args()
+    machine = describe_machine(torch.device("cpu"))
+    told = [f"{name}={os.environ[name]}" for name in SETTINGS if name in os.environ]
+    threads = f"{torch.get_num_threads()} threads"
+    print(machine["cpu"], f"torch {torch.__version__}", threads, *told, sep=", ")
+    beside = [f"beside {asked.busy} busy", "times"] if asked.busy else []
+    print("|", " | ".join(["model", "pictures", "policy", "compile", "ms a step", *beside]), "|")
+    print("|---|--:|---|---|--:|", "--:|" * len(beside), sep="")
+    for named in asked.models.split(","):
+        name, pictures = named.split(":")
+        model = arkv.load_model(name, dtype="bfloat16", random_weights=name != "scenes")
+        contenders = {
+            (policy, compile): Contender(model, int(pictures), policy, compile)
+            for policy, compile in product(asked.policies.split(","), asked.compile.split(","))
+        }
+        alone: dict[tuple[str, str], list[float]] = {which: [] for which in contenders}
+        crowded: dict[tuple[str, str], list[float]] = {which: [] for which in contenders}
+        for _ in range(asked.rounds):
+            for which, contender in contenders.items():
+                alone[which].append(contender.turn(asked.steps))
+                if asked.busy:
+                    with busy(asked.busy):
+                        crowded[which].append(contender.turn(asked.steps))
+        for which, times in alone.items():
+            cells = [name, pictures, f"`{which[0]}`", which[1], f"{median(times):.1f}"]
+            if asked.busy:
+                longer = median(b / a for a, b in zip(times, crowded[which], strict=True))
+                cells += [f"{median(crowded[which]):.1f}", f"{longer:.2f}"]
+            print("|", " | ".join(cells), "|", flush=True)
+
+
+if __name__ == "__main__":
+    main()
