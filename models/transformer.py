@@ -75,7 +75,7 @@ class TransformerConfig:
 
 
 class RMSNorm(nn.Module):
-    """Divide by the root mean square over the last axis, in float32, then scale."""
+    """Divide by the root mean square over the last axis, at least in float32, then scale."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()

@@ -43,6 +43,14 @@ def load() -> bool:
     return True
 
 
+def use_threads(count: int) -> None:
+    """Let the operations that this thread starts take so many threads, and nobody else's.
+
+    `torch.set_num_threads` decides for threads that have yet to begin, too. The kernel has to be there.
+    """
+    torch.ops.arkv.use_threads(count)
+
+
 def built() -> Path:
     """The library, built if there is none yet; of several processes one builds, and the others wait for it.
 

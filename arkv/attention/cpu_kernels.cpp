@@ -23,6 +23,10 @@
 #include <optional>
 #include <vector>
 
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
 namespace {
 
 using at::BFloat16;
@@ -251,7 +255,10 @@ struct Partial {
 // its last.
 inline std::pair<int64_t, int64_t> blocks_of(const Call& call, int64_t row, int64_t kv_head) {
   const int64_t* owner = call.head.const_data_ptr<int64_t>() + (call.head.size(0) == 1 ? 0 : row) * call.head.stride(0);
-  const auto [first, last] = std::equal_range(owner, owner + call.head.size(1), kv_head);
+  auto [first, last] = std::equal_range(owner, owner + call.head.size(1), kv_head);
+  // Blocks that nobody needs are the last head's. Where a block has slots, its first place has one.
+  const bool* filled = call.filled.const_data_ptr<bool>() + (call.filled.size(0) == 1 ? 0 : row) * call.filled.stride(0);
+  while (last > first && !filled[(last - 1 - owner) * BLOCK]) --last;
   return {first - owner, last - owner};
 }
 
@@ -730,7 +737,19 @@ Tensor slot_attention(
       query, keys, values, visible, kv_heads, key_scale, value_scale, slot, filled, head, {}, {});
 }
 
+// How many threads what the calling thread starts may take from now on. at::set_num_threads would decide for
+// threads that have yet to begin, too.
+void use_threads(int64_t count) {
+#ifdef _OPENMP
+  omp_set_num_threads(int(count));
+#else
+  at::set_num_threads(int(count));
+#endif
+}
+
 }  // namespace
+
+TORCH_LIBRARY_FRAGMENT(arkv, library) { library.def("use_threads(int count) -> ()", use_threads); }
 
 TORCH_LIBRARY_IMPL(arkv, CPU, library) {
   library.impl("slot_attention", slot_attention);

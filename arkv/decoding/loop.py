@@ -16,6 +16,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from arkv.attention import cpu
 from arkv.attention.quantization import storage_dtype
 from arkv.attention.reference import causal_attention
 from arkv.decoding.buffers import Buffers
@@ -85,10 +86,11 @@ class Loop:
         self._compile, self._kv_dtype = compile, kv_dtype
         self._buffers: Buffers = Buffers(self.store, None if beside is None else beside._buffers)
         self.tokens = self._buffers.tokens
-        self._step = Step(model, policy, self.store, self._buffers, compile)
-        self._graphs = Replayed(compile == "cudagraphs", device)
         # What is compiled is compiled for a number of threads, and would be anew for another.
-        self._threads = Threads(device.type == "cpu" and compile == "none")
+        adapts = device.type == "cpu" and compile == "none" and cpu.load()
+        self._threads = Threads(cpu.use_threads if adapts else None)
+        self._step = Step(model, policy, self.store, self._buffers, compile, self._threads)
+        self._graphs = Replayed(compile == "cudagraphs", device)
         if self._graphs.captures:  # what a captured `advance_` reads and writes
             self._fed = torch.zeros(rows, dtype=torch.long, device=device)
             self._logits = torch.zeros(rows, spec.vocabulary, dtype=torch.float32, device=device)
@@ -260,7 +262,7 @@ class Loop:
                 buffers.step.add_(1)
                 self._step.draw_(logits, buffers, buffers.step, sampling.guides(position + 1), frozen)
 
-        with on_device(self.model.device), self._threads.fitted():
+        with on_device(self.model.device):
             buffers.step.fill_(steps.start)
             # What a graph has for good; guidance and temperature are tensors.
             self._graphs.run(("line", len(steps), steps.start % period, frozen), run)

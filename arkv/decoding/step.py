@@ -28,6 +28,7 @@ from arkv.decoding.checks import note_
 from arkv.decoding.compiling import Compile, compiled
 from arkv.decoding.layers import Layer, has_kernels, layers_of, reaches
 from arkv.decoding.sampling import Sampling, draw, guide
+from arkv.machine.threads import Threads
 from arkv.model import Block, Model
 from arkv.policy import CachePolicy, Observation
 from arkv.store import Store, write_
@@ -42,6 +43,7 @@ class Step:
         store: where keys and values lie.
         buffers: of the same batch.
         compile: "none" calls the parts as they are, all others call them compiled.
+        threads: how many a step takes.
 
     Attributes:
         head: logits of a token, from the hidden state of the one before and the position.
@@ -49,9 +51,16 @@ class Step:
     """
 
     def __init__(
-        self, model: Model, policy: CachePolicy, store: Store, buffers: Buffers, compile: Compile
+        self,
+        model: Model,
+        policy: CachePolicy,
+        store: Store,
+        buffers: Buffers,
+        compile: Compile,
+        threads: Threads,
     ) -> None:
         self._model, self._policy, self._store, self._buffers = model, policy, store, buffers
+        self._threads = threads
         self._blocks = list(model.blocks)
         # Where there are kernels, they write what a policy is shown to where it reads it.
         self._with_kernels = has_kernels(model, store)
@@ -87,6 +96,10 @@ class Step:
         Returns:
             float32 `[rows, vocabulary]`, logits of the token at `position + 1`.
         """
+        with self._threads.fitted():
+            return self._logits(tokens, position)
+
+    def _logits(self, tokens: Tensor, position: int) -> Tensor:
         model, policy, store, buffers = self._model, self._policy, self._store, self._buffers
         step, offset = buffers.step, position % store.plan.period
         if offset == 0:

@@ -176,9 +176,17 @@ def _mapped(
     return packed_linear(input.movedim(dims[0] or 0, 0), weight, bias), 0
 
 
+def _no_gradient(context: Any, gradient: Tensor) -> Tensor:
+    raise RuntimeError(
+        "a packed weight passes no gradients on: take the model's plain weights, within "
+        "arkv.weights.packing.unpacked(model)"
+    )
+
+
 # Without the wrapper of `torch.library.custom_op`, which takes as long as a product of a small model.
 _LIBRARY = torch.library.Library("arkv", "FRAGMENT")
 _LIBRARY.define("packed_linear(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
 torch.library.impl(_LIBRARY, "packed_linear", "CompositeExplicitAutograd")(_of_onednn)
 torch.library.register_fake("arkv::packed_linear", _shaped, lib=_LIBRARY)
+torch.library.register_autograd("arkv::packed_linear", _no_gradient, lib=_LIBRARY)
 torch.library.register_vmap("arkv::packed_linear", _mapped, lib=_LIBRARY)

@@ -4,8 +4,9 @@ python docs/results/turns.py --policies full,linear:ratio=1/6
 python docs/results/turns.py --compile none,inductor
 python docs/results/turns.py --models janus-pro-1b:32,scenes:1,scenes:16 --busy 1
 
-Steps in the middle of a picture, in bfloat16 and with guidance. Every contender has one turn, then the next
-round begins; a turn beside busy processes, which only count, follows each turn alone. Milliseconds, medians
+Steps from the middle of a picture on, in bfloat16 and with guidance. Every contender has one turn, then the
+next round begins; a turn beside busy processes, which only count, follows each turn alone. There, a turn
+begins with a second that is not counted, in which a loop sees how busy the machine is. Milliseconds, medians
 of rounds. How threads wait is for the environment to say: OMP_NUM_THREADS, OMP_WAIT_POLICY, GOMP_SPINCOUNT.
 """
 
@@ -30,6 +31,8 @@ from arkv.decoding.sampling import Sampling
 from arkv.machine.description import describe_machine
 from arkv.speed.engine import PolicyEngine
 
+SETTLE = 1.2
+"""Seconds before what is counted, where there are busy processes."""
 SETTINGS = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 
 
@@ -42,15 +45,26 @@ class Contender:
         self.middle, self.stop = grid.rows // 2 * self.line, (grid.rows - 1) * self.line
         condition = model.condition(model.example_prompts(pictures, seed=0), guided=True)
         sampling = Sampling(model.spec.guidance, top_k=model.spec.top_k or None)
-        self.engine.begin(condition, seed_keys(range(pictures)), sampling)
-        self.engine.skip(self.middle)
-        self.next = self.middle
+        self.batch = (condition, seed_keys(range(pictures)), sampling)
+        self.begin()
         self.turn(self.line)
 
+    def begin(self) -> None:
+        """A batch that has come to the middle."""
+        self.engine.begin(*self.batch)
+        self.engine.skip(self.middle)
+        self.next = self.middle
+
+    def settle(self) -> None:
+        """Steps that are not counted."""
+        end = time.perf_counter() + SETTLE
+        while time.perf_counter() < end:
+            self.turn(1)
+
     def turn(self, steps: int) -> float:
-        """Milliseconds of a step; after the last line but one it goes on in the middle again."""
+        """Milliseconds of a step; at the last line another batch begins."""
         if self.next + steps > self.stop:
-            self.next = self.middle
+            self.begin()
         start = time.perf_counter()
         self.engine.decode(range(self.next, self.next + steps))
         self.next += steps
@@ -62,7 +76,6 @@ def busy(processes: int) -> Iterator[None]:
     """Within, as many processes compute and never wait."""
     started = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(processes)]
     try:
-        time.sleep(0.5)
         yield
     finally:
         for process in started:
@@ -77,7 +90,7 @@ def main() -> None:
     parser.add_argument("--policies", default="linear:ratio=1/6")
     parser.add_argument("--compile", default="inductor")
     parser.add_argument("--busy", type=int, default=0, help="processes")
-    parser.add_argument("--steps", type=int, default=12, help="of a turn, at most a line")
+    parser.add_argument("--steps", type=int, default=12, help="of a turn, at most half a line")
     parser.add_argument("--rounds", type=int, default=5)
     asked = parser.parse_args()
     machine = describe_machine(torch.device("cpu"))
@@ -98,10 +111,11 @@ def main() -> None:
         crowded: dict[tuple[str, str], list[float]] = {which: [] for which in contenders}
         for _ in range(asked.rounds):
             for which, contender in contenders.items():
-                alone[which].append(contender.turn(asked.steps))
-                if asked.busy:
-                    with busy(asked.busy):
-                        crowded[which].append(contender.turn(asked.steps))
+                for processes, times in ((0, alone), (asked.busy, crowded))[: 1 + bool(asked.busy)]:
+                    with busy(processes):
+                        if asked.busy:
+                            contender.settle()
+                        times[which].append(contender.turn(asked.steps))
         for which, times in alone.items():
             cells = [name, pictures, f"`{which[0]}`", which[1], f"{median(times):.1f}"]
             if asked.busy:

@@ -6,6 +6,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ import arkv
 from arkv.attention import cpu, operators
 from arkv.attention.blocks import Blocks, blocks_of
 from arkv.attention.quantization import GROUP, PACKED, can_store, dequantize, quantize
-from arkv.attention.reference import Attended, ragged_attention
+from arkv.attention.reference import Attended
 from arkv.attention.window import window_attention
 from arkv.errors import ArkvWarning
 
@@ -139,25 +140,48 @@ def test_any_number_of_threads_gives_the_same_bits(unequal: bool, threads: Calla
 
 
 @needs_kernel
-def test_heads_of_any_size_stand_beside_each_other() -> None:
-    """One with nearly all slots, one with none; a head is cut the same whatever the others are."""
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_heads_of_any_size_stand_beside_each_other(tokens: int) -> None:
+    """One with nearly all slots, one with none; a head gives the same bits whatever the others hold."""
     shares = torch.tensor([[0.9, 0.05, 0.0, 0.05], [0.25, 0.25, 0.25, 0.25], [0.0, 0.0, 1.0, 0.0]])
     owner = shares.multinomial(2500, replacement=True)
-    query, keys, values = torch.randn(3, 8, 32), torch.randn(3, 2500, 32), torch.randn(3, 2500, 32)
-    visible = torch.rand(3, 2500) < 0.9
+    query, keys, values = (torch.randn(3, n, m, 32) for n, m in ((tokens, 8), (2500, 1), (2500, 1)))
+    keys, values = keys[:, :, 0], values[:, :, 0]
+    visible = torch.rand(3, tokens, 2500) < 0.9
 
-    def attend(of: slice) -> Attended:
-        blocks = Blocks(*(leaf[0] for leaf in blocks_of(owner[None, of], 4)))
+    def attend(of: slice, owner: Tensor) -> Attended:
+        blocks = Blocks(*(leaf[0] for leaf in blocks_of(owner[None], 4)))
         leaf = (query[of], keys[of], values[of], visible[of])
         return operators.slot_attention(*leaf, 4, BOTH, blocks=blocks)
 
-    got = attend(slice(None))
-    expected = ragged_attention(query, keys, values, visible, owner, 4, BOTH)
+    got = attend(slice(None), owner)
+    expected = window_attention(query, keys, values, visible, 4, owner, BOTH)
     for some, same in zip(got, expected, strict=True):
         torch.testing.assert_close(some, same, atol=1e-4, rtol=1e-4)
     for row in range(3):
-        for some, same in zip(attend(slice(row, row + 1)), got, strict=True):
-            assert torch.equal(some, same[row : row + 1])
+        one = slice(row, row + 1)
+        for some, same in zip(attend(one, owner[one]), got, strict=True):
+            assert torch.equal(some, same[one])
+        for head in range(4):  # the others give up what they have, or get what is free
+            for nobody in (owner[one] != head, owner[one] == (head + 1) % 4):
+                lonely = attend(one, owner[one].masked_fill(nobody, 4)).output
+                mine = slice(2 * head, 2 * head + 2)
+                assert torch.equal(lonely[:, :, mine], got.output[one, :, mine])
+
+
+@needs_kernel
+def test_fewer_threads_are_those_of_the_thread_that_asks(threads: Callable[[int], None]) -> None:
+    """Also a thread that begins meanwhile has as many as torch has."""
+    threads(3)
+    cpu.load()
+    cpu.use_threads(1)
+    try:
+        assert torch.get_num_threads() == 1
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(torch.get_num_threads).result() == 3
+    finally:
+        cpu.use_threads(3)
+    assert torch.get_num_threads() == 3
 
 
 @needs_kernel

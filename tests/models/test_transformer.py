@@ -27,13 +27,15 @@ def inputs(tokens: int = 9, rows: int = 2) -> tuple[Tensor, Tensor]:
     return hidden, grid_rotation(torch.arange(tokens) // 3, torch.arange(tokens) % 3, 8, 100.0)[None]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @torch.inference_mode()
-def test_the_norm_is_the_one_of_torch() -> None:
-    norm = RMSNorm(16, 1e-6)
+def test_the_norm_rounds_before_it_scales_as_published_models_do(dtype: torch.dtype) -> None:
+    norm = RMSNorm(16, 1e-6).to(dtype)
     norm.weight.copy_(torch.rand(16))
-    x = torch.randn(2, 5, 16)
-    torch.testing.assert_close(norm(x), F.rms_norm(x, (16,), norm.weight, 1e-6))
-    assert norm(x.bfloat16()).isfinite().all()
+    x = (300 * torch.randn(2, 5, 16)).to(dtype)  # the squares are more than float16 holds
+    wide = x.float()
+    normed = (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-6)).to(dtype)
+    assert torch.equal(norm(x), normed * norm.weight)
 
 
 @torch.inference_mode()

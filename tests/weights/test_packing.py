@@ -64,6 +64,13 @@ def test_a_packed_weight_keeps_its_shape_dtype_and_size() -> None:
 
 
 @packs
+def test_who_wants_gradients_is_told_that_there_are_none() -> None:
+    x = torch.randn(2, 48).bfloat16().requires_grad_()
+    with pytest.raises(RuntimeError, match="plain weights"):
+        layer()(x).sum().backward()
+
+
+@packs
 def test_packing_twice_is_packing_once() -> None:
     packed = layer()
     before = packed.weight
