@@ -32,7 +32,8 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", type=torch.device)
     parser.add_argument("--json", type=Path, help="JSON lines, added to: every kernel or operator")
     asked = parser.parse_args()
-    model = arkv.load_model(asked.model, random_weights=True, dtype="bfloat16", device=asked.device)
+    random = asked.model != "scenes"  # whose weights come with the package
+    model = arkv.load_model(asked.model, random_weights=random, dtype="bfloat16", device=asked.device)
     engine = PolicyEngine(model, arkv.load_policy(asked.policy), asked.compile, guided=True)
     cuda, line = asked.device.type == "cuda", model.spec.grid.line
     middle = model.spec.grid.rows // 2 * line

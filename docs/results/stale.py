@@ -10,7 +10,7 @@ from typing import Any
 
 import arkv
 from arkv.errors import ArkvError
-from arkv.jobs.journal import read_journal
+from arkv.jobs.journal import NoHeader, read_journal
 from arkv.jobs.provenance import Facts, changes, facts_of_class, facts_of_model, prompts_digest
 from arkv.model import Model
 from arkv.speed.contestant import Configuration
@@ -22,10 +22,13 @@ def stale_rows(path: Path) -> dict[str, list[str]]:
     """Rows of a file that would be run again, by the reason.
 
     Args:
-        path: JSON lines of `arkv eval` or `arkv bench`.
+        path: JSON lines of `arkv eval` or `arkv bench`; in others there are none.
     """
     timed = '"case":' in path.read_text(encoding="utf-8")
-    run, rows, _ = read_journal(path, "case" if timed else "policy")
+    try:
+        run, rows, _ = read_journal(path, "case" if timed else "policy")
+    except NoHeader:
+        return {}
     told: dict[str, list[str]] = {}
     for name, row in rows.items():
         there = row.get("decided_by")
@@ -42,7 +45,7 @@ def stale_rows(path: Path) -> dict[str, list[str]]:
 def evaluated_here(run: Mapping[str, Any], row: Mapping[str, Any]) -> Facts:
     """What would decide on a row of `arkv eval` now."""
     text, kv_dtype = unlabelled(row["policy"])
-    model, facts = loaded_model(run["model"], False)
+    model, facts = loaded_model(run["model"], run.get("dtype"), False)
     prompts = model.example_prompts(run["prompts"], run["seed"])
     if json.loads(json.dumps(prompts)) != run["prompt_list"]:
         prompts = run["prompt_list"]  # those of a file, which are texts
@@ -53,15 +56,15 @@ def evaluated_here(run: Mapping[str, Any], row: Mapping[str, Any]) -> Facts:
 def timed_here(run: Mapping[str, Any], row: Mapping[str, Any]) -> Facts:
     """What would decide on a row of `arkv bench` now."""
     random = bool((run.get("loading") or {}).get("random_weights"))
-    model, facts = loaded_model(row["model"], random)
+    model, facts = loaded_model(row["model"], run.get("dtype"), random)
     return Configuration(row["policy"], row["batch_size"], row["memory"]).decided_by(model, {"model": facts})
 
 
 @cache
-def loaded_model(name: str, random: bool) -> tuple[Model, Facts]:
+def loaded_model(name: str, dtype: str | None, random: bool) -> tuple[Model, Facts]:
     """A model, and whose code and weights it is; without numbers where they are drawn anyway."""
     if random:
         model = arkv.load_model(name, random_weights=True, device="meta")
         return model, facts_of_class(type(model))
-    model = arkv.load_model(name)
+    model = arkv.load_model(name, dtype=dtype)  # rounded weights are others
     return model, facts_of_model(model)

@@ -59,7 +59,7 @@ def test_rows_that_are_older_than_the_code_are_named(
     model, out = Tiny(), tmp_path / "rows.jsonl"
     monkeypatch.setattr(registry, "load_model", lambda *_, **__: model)
     room["stale"].loaded_model.cache_clear()
-    monkeypatch.setattr(room["stale"].arkv, "load_model", lambda name: model)
+    monkeypatch.setattr(room["stale"].arkv, "load_model", lambda name, **_: model)
     settings = Settings(prompts=1, forced_prompts=0)
     compare_policies(
         model, ["window", "full"], ratios=["1/2"], kv_dtypes=[None, "int8"], settings=settings, out=out
