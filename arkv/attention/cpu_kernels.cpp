@@ -251,13 +251,19 @@ struct Partial {
   float *sums, *greatest, *total, *weights;
 };
 
+// What unequal heads say of a row; all rows may have one in common.
+template <typename T>
+inline const T* of_row(const Tensor& x, int64_t row) {
+  return x.const_data_ptr<T>() + (x.size(0) == 1 ? 0 : row) * x.stride(0);
+}
+
 // Of unequal heads: a row's blocks come in the order of their heads. The first one of a head, and the one after
 // its last.
 inline std::pair<int64_t, int64_t> blocks_of(const Call& call, int64_t row, int64_t kv_head) {
-  const int64_t* owner = call.head.const_data_ptr<int64_t>() + (call.head.size(0) == 1 ? 0 : row) * call.head.stride(0);
+  const int64_t* owner = of_row<int64_t>(call.head, row);
   auto [first, last] = std::equal_range(owner, owner + call.head.size(1), kv_head);
   // Blocks that nobody needs are the last head's. Where a block has slots, its first place has one.
-  const bool* filled = call.filled.const_data_ptr<bool>() + (call.filled.size(0) == 1 ? 0 : row) * call.filled.stride(0);
+  const bool* filled = of_row<bool>(call.filled, row);
   while (last > first && !filled[(last - 1 - owner) * BLOCK]) --last;
   return {first - owner, last - owner};
 }
@@ -294,9 +300,8 @@ inline void list_slots(const Call& call, int64_t row, int64_t kv_head, int64_t p
     const auto [first, places] = places_of_part(call, row, kv_head, part);
     for (int64_t i = first; i < first + places; ++i) add(kv_head * call.places + i);
   } else {
-    const int64_t shared = call.slot.size(0) == 1 ? 0 : row;
-    const int64_t* slot = call.slot.const_data_ptr<int64_t>() + shared * call.slot.stride(0);
-    const bool* filled = call.filled.const_data_ptr<bool>() + shared * call.filled.stride(0);
+    const int64_t* slot = of_row<int64_t>(call.slot, row);
+    const bool* filled = of_row<bool>(call.filled, row);
     const auto [first, last] = blocks_of(call, row, kv_head);
     const int64_t begin = first + part * (PART / BLOCK), stop = std::min(begin + PART / BLOCK, last);
     for (int64_t i = begin * BLOCK; i < stop * BLOCK; ++i)

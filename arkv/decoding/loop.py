@@ -23,6 +23,7 @@ from arkv.decoding.buffers import Buffers
 from arkv.decoding.checks import check_needs, check_selection, is_finite, note_, search
 from arkv.decoding.compiling import Compile
 from arkv.decoding.graphs import Look, Replayed, on_device
+from arkv.decoding.layers import has_kernels
 from arkv.decoding.sampling import Sampling
 from arkv.decoding.step import Step, recycle_
 from arkv.decoding.width import BREAK_EVEN, TRIAL_LINES, WindowSize, chosen_width
@@ -87,7 +88,7 @@ class Loop:
         self._buffers: Buffers = Buffers(self.store, None if beside is None else beside._buffers)
         self.tokens = self._buffers.tokens
         # What is compiled is compiled for a number of threads, and would be anew for another.
-        adapts = device.type == "cpu" and compile == "none" and cpu.load()
+        adapts = device.type == "cpu" and compile == "none" and has_kernels(model, self.store)
         self._threads = Threads(cpu.use_threads if adapts else None)
         self._step = Step(model, policy, self.store, self._buffers, compile, self._threads)
         self._graphs = Replayed(compile == "cudagraphs", device)

@@ -83,14 +83,20 @@ def busy(processes: int) -> Iterator[None]:
             process.wait()
 
 
+def batches(text: str) -> list[tuple[str, int]]:
+    """Names of models and sizes of batches; argparse says in one line what is no number."""
+    parts = [each.partition(":") for each in text.split(",")]
+    return [(name, int(pictures)) for name, _, pictures in parts]
+
+
 @torch.inference_mode()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--models", default="janus-pro-1b:32", help="name:pictures")
+    parser.add_argument("--models", type=batches, default="janus-pro-1b:32", help="name:pictures")
     parser.add_argument("--policies", default="linear:ratio=1/6")
     parser.add_argument("--compile", default="inductor")
     parser.add_argument("--busy", type=int, default=0, help="processes")
-    parser.add_argument("--steps", type=int, default=12, help="of a turn, at most half a line")
+    parser.add_argument("--steps", type=int, default=12, help="of a turn, at most a line")
     parser.add_argument("--rounds", type=int, default=5)
     asked = parser.parse_args()
     machine = describe_machine(torch.device("cpu"))
@@ -100,27 +106,29 @@ def main() -> None:
     beside = [f"beside {asked.busy} busy", "times"] if asked.busy else []
     print("|", " | ".join(["model", "pictures", "policy", "compile", "ms a step", *beside]), "|")
     print("|---|--:|---|---|--:|", "--:|" * len(beside), sep="")
-    for named in asked.models.split(","):
-        name, pictures = named.split(":")
+    for name, pictures in asked.models:
         model = arkv.load_model(name, dtype="bfloat16", random_weights=name != "scenes")
         contenders = {
-            (policy, compile): Contender(model, int(pictures), policy, compile)
+            (policy, compile): Contender(model, pictures, policy, compile)
             for policy, compile in product(asked.policies.split(","), asked.compile.split(","))
         }
-        alone: dict[tuple[str, str], list[float]] = {which: [] for which in contenders}
-        crowded: dict[tuple[str, str], list[float]] = {which: [] for which in contenders}
+        beside_so_many = [0, asked.busy] if asked.busy else [0]
+        times: dict[tuple[tuple[str, str], int], list[float]] = {
+            key: [] for key in product(contenders, beside_so_many)
+        }
         for _ in range(asked.rounds):
-            for which, contender in contenders.items():
-                for processes, times in ((0, alone), (asked.busy, crowded))[: 1 + bool(asked.busy)]:
-                    with busy(processes):
-                        if asked.busy:
-                            contender.settle()
-                        times[which].append(contender.turn(asked.steps))
-        for which, times in alone.items():
-            cells = [name, pictures, f"`{which[0]}`", which[1], f"{median(times):.1f}"]
+            for which, processes in times:
+                contender = contenders[which]
+                with busy(processes):
+                    if asked.busy:
+                        contender.settle()
+                    times[which, processes].append(contender.turn(asked.steps))
+        for which in contenders:
+            alone, crowded = times[which, 0], times[which, asked.busy]
+            cells = [name, str(pictures), f"`{which[0]}`", which[1], f"{median(alone):.1f}"]
             if asked.busy:
-                longer = median(b / a for a, b in zip(times, crowded[which], strict=True))
-                cells += [f"{median(crowded[which]):.1f}", f"{longer:.2f}"]
+                longer = median(b / a for a, b in zip(alone, crowded, strict=True))
+                cells += [f"{median(crowded):.1f}", f"{longer:.2f}"]
             print("|", " | ".join(cells), "|", flush=True)
 
 

@@ -59,13 +59,17 @@ def test_rows_that_are_older_than_the_code_are_named(
     model, out = Tiny(), tmp_path / "rows.jsonl"
     monkeypatch.setattr(registry, "load_model", lambda *_, **__: model)
     room["stale"].loaded_model.cache_clear()
-    monkeypatch.setattr(room["stale"].arkv, "load_model", lambda name, **_: model)
+    rounded_to = []
+    monkeypatch.setattr(
+        room["stale"].arkv, "load_model", lambda name, dtype: rounded_to.append(dtype) or model
+    )
     settings = Settings(prompts=1, forced_prompts=0)
     compare_policies(
         model, ["window", "full"], ratios=["1/2"], kv_dtypes=[None, "int8"], settings=settings, out=out
     )
     assert not room["stale"].stale_rows(out)
     header, *rows = map(json.loads, out.read_text().splitlines())
+    assert rounded_to == [header["run"]["dtype"]]
     rows[0]["decided_by"]["policy"]["source"] = "other"
     del rows[3]["decided_by"]
     out.write_text("".join(json.dumps(line) + "\n" for line in [header, *rows]))
@@ -74,3 +78,11 @@ def test_rows_that_are_older_than_the_code_are_named(
         f"policy source was other and is {here}": ["window:ratio=1/2"],
         "it does not say whose code made it": ["full@int8"],
     }
+
+
+def test_files_of_other_scripts_have_no_rows_that_could_be_older(
+    room: dict[str, ModuleType], tmp_path: Path
+) -> None:
+    out = tmp_path / "rows.jsonl"
+    out.write_text('{"model": "scenes", "kl": 0.1}\n')
+    assert room["stale"].stale_rows(out) == {}
