@@ -208,14 +208,18 @@ class _Holder:
         if self._mine is not None:
             self._write(mine)  # for others than before
             return True
+        deadline = time.monotonic() + PATIENCE
         while not self._make(mine):
             said = _said(self._file)
             if group is not None and said.get("group") == group:
                 mine = b""  # the file of another one of the group, touched by all of it
                 break
-            if _lives(self._file, said):
+            if not _lives(self._file, said):
+                self._clear(said)
+            elif time.monotonic() > deadline:
                 return False
-            self._clear(said)
+            else:  # a process that was killed a moment ago takes a while to end
+                time.sleep(PATIENCE / 20)
         self._mine = mine
         self._beating = threading.Thread(target=self._beat, daemon=True)
         try:

@@ -134,12 +134,25 @@ class TestWithoutLocks:
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as held:
             assert held.stdout is not None
             assert held.stderr is not None
-            said, complained = held.stdout.read(), held.stderr.read()  # up to its end
+            said, complained = held.stdout.read(), held.stderr.read()
+            os.waitid(os.P_PID, held.pid, os.WEXITED | os.WNOWAIT)  # its pipes close before it has ended
             if asked:
                 held.wait()
             assert said == "in\n", complained
             assert (tmp_path / HOLDER).exists()
             InUse(tmp_path).release()
+
+    def test_somebody_who_is_about_to_end_is_waited_for(self, tmp_path: Path) -> None:
+        """As the system's own locks are: a process that was killed gives its memory back first."""
+        with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+            said = {**lock_module._myself(), **lock_module._process(other.pid), "group": None}
+            (tmp_path / HOLDER).write_text(json.dumps(said))
+            with pytest.raises(ArkvError, match="another run"):
+                InUse(tmp_path)
+            killed = threading.Timer(0.2, other.kill)
+            killed.start()
+            InUse(tmp_path).release()
+            killed.join()
 
     @pytest.mark.parametrize("changes", [{"host": "elsewhere"}, {"numbers": "pid:[1]"}], ids=str)
     def test_somebody_on_another_machine_counts_as_long_as_there_are_signs(
