@@ -742,6 +742,27 @@ Tensor slot_attention(
       query, keys, values, visible, kv_heads, key_scale, value_scale, slot, filled, head, {}, {});
 }
 
+// Which slots hold a token that may be looked at. Inductor makes bools of comparisons one by one: of a large
+// cache that costs as much as a tenth of a step.
+Tensor visible_slots(const Tensor& position, int64_t condition, const MaybeTensor& limit) {
+  TORCH_CHECK(position.scalar_type() == at::kInt, "positions are ", position.scalar_type(), ": expected int32");
+  const Tensor output = at::empty(position.sizes(), position.options().dtype(at::kBool));
+  const Tensor held = position.contiguous();
+  const Tensor limits = limit.has_value() ? limit->expand(position.sizes()).contiguous() : Tensor();
+  at::parallel_for(0, held.numel(), BYTES_A_THREAD, [&](int64_t begin, int64_t end) {
+    const int32_t word = int32_t(condition);
+    const int32_t* __restrict from = held.const_data_ptr<int32_t>() + begin;
+    uint8_t* __restrict to = static_cast<uint8_t*>(output.mutable_data_ptr()) + begin;
+#pragma omp simd
+    for (int64_t i = 0; i < end - begin; ++i) to[i] = uint8_t((from[i] >= 0) | (from[i] == word));
+    if (!limit.has_value()) return;
+    const uint8_t* __restrict allowed = static_cast<const uint8_t*>(limits.const_data_ptr()) + begin;
+#pragma omp simd
+    for (int64_t i = 0; i < end - begin; ++i) to[i] &= allowed[i];
+  });
+  return output;
+}
+
 // How many threads what the calling thread starts may take from now on. at::set_num_threads would decide for
 // threads that have yet to begin, too.
 void use_threads(int64_t count) {
@@ -759,4 +780,5 @@ TORCH_LIBRARY_FRAGMENT(arkv, library) { library.def("use_threads(int count) -> (
 TORCH_LIBRARY_IMPL(arkv, CPU, library) {
   library.impl("slot_attention", slot_attention);
   library.impl("observed_attention", observed_attention);
+  library.impl("visible_slots", visible_slots);
 }

@@ -12,6 +12,7 @@ Keys and values may be of eight bits, with a scale for each slot, or of four, wi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
 
@@ -91,6 +92,24 @@ def slot_attention(
     return Attended(torch.ops.arkv.observed_attention(*given, mass, scores), mass, scores)
 
 
+def visible_slots(position: Tensor, condition: int, limit: Tensor | None) -> Tensor:
+    """Where a token is held that the next one may look at, bool like `position`.
+
+    For a CPU, where Inductor makes bools of comparisons one by one; elsewhere it does well by itself.
+
+    Args:
+        position: int32 `[layers, rows, slots]`, of the store.
+        condition: position of a condition token; of a visual one it is zero or more.
+        limit: bool, broadcast to `position`: what a policy lets the token look at; None for all that is held.
+    """
+    return torch.ops.arkv.visible_slots(position, condition, limit)
+
+
+def _visible_anywhere(position: Tensor, condition: int, limit: Tensor | None) -> Tensor:
+    held = (position >= 0) | (position == condition)
+    return held if limit is None else held & limit
+
+
 def _anywhere(
     query: Tensor,
     keys: Tensor,
@@ -147,12 +166,19 @@ def _blocks(slot: Tensor | None, filled: Tensor | None, head: Tensor | None) -> 
     return None if slot is None or filled is None or head is None else Blocks(slot, filled, head)
 
 
-def _define(name: str, schema: str) -> None:
+def _define(name: str, schema: str, anywhere: Callable[..., Tensor], fake: Callable[..., Tensor]) -> None:
     """Without the wrapper of `torch.library.custom_op`, which costs more than attention of one picture."""
     _LIBRARY.define(name + schema, tags=torch.Tag.needs_fixed_stride_order)
-    torch.library.impl(_LIBRARY, name, "CompositeExplicitAutograd")(_anywhere)
-    torch.library.impl(_LIBRARY, name, "CUDA")(_on_cuda)
-    torch.library.register_fake(f"arkv::{name}", lambda query, *_: query.new_empty(query.shape), lib=_LIBRARY)
+    torch.library.impl(_LIBRARY, name, "CompositeExplicitAutograd")(anywhere)
+    torch.library.register_fake(f"arkv::{name}", fake, lib=_LIBRARY)
+
+
+def _like_query(query: Tensor, *_: object) -> Tensor:
+    return query.new_empty(query.shape)
+
+
+def _like_position(position: Tensor, *_: object) -> Tensor:
+    return position.new_empty(position.shape, dtype=torch.bool)
 
 
 _LIBRARY = torch.library.Library("arkv", "FRAGMENT")
@@ -163,5 +189,9 @@ _GIVEN = (
     "Tensor? value_scale, Tensor? slot, Tensor? filled, Tensor? head"
 )
 _ROOMS = "Tensor(a!)? mass, Tensor(b!)? scores"
-_define("slot_attention", f"({_GIVEN}) -> Tensor")
-_define("observed_attention", f"({_GIVEN}, {_ROOMS}) -> Tensor")
+_define("slot_attention", f"({_GIVEN}) -> Tensor", _anywhere, _like_query)
+_define("observed_attention", f"({_GIVEN}, {_ROOMS}) -> Tensor", _anywhere, _like_query)
+torch.library.impl(_LIBRARY, "slot_attention", "CUDA")(_on_cuda)
+torch.library.impl(_LIBRARY, "observed_attention", "CUDA")(_on_cuda)
+_PLACES = "Tensor position, int condition, Tensor? limit"
+_define("visible_slots", f"({_PLACES}) -> Tensor", _visible_anywhere, _like_position)

@@ -31,7 +31,7 @@ from arkv.decoding.sampling import Sampling, draw, guide
 from arkv.machine.threads import Threads
 from arkv.model import Block, Model
 from arkv.policy import CachePolicy, Observation
-from arkv.store import Store, write_
+from arkv.store import CONDITION, Store, write_
 
 
 class Step:
@@ -105,7 +105,15 @@ class Step:
         if offset == 0:
             buffers.slots.copy_(self._recycle(policy, store, step))
         hidden, rotation, slots, visible = self._enter(
-            model, policy, store, tokens, buffers.slots, buffers.places[offset], buffers.rotation, step
+            model,
+            policy,
+            store,
+            tokens,
+            buffers.slots,
+            buffers.places[offset],
+            buffers.rotation,
+            step,
+            self._with_kernels,
         )
         reach = self._reaches[store.grid.row(position)]
         seen = []
@@ -145,6 +153,7 @@ def enter_(
     offset: Tensor,
     rotation: Tensor,
     step: Tensor,
+    with_kernels: bool,
 ) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
     """Give a new token its slots, its embedding and its rotation.
 
@@ -157,6 +166,7 @@ def enter_(
         offset: int64 0-d, which of them is next.
         rotation: float32 `[rows or 1, condition + N, head_dim]`, of all tokens.
         step: int64 0-d, position of the token.
+        with_kernels: whether attention is `arkv.attention.operators`'.
 
     Returns:
         Hidden `[rows, 1, width]`, the token's rotation `[rows or 1, 1, head_dim]` and, by layer, where to
@@ -164,10 +174,11 @@ def enter_(
     """
     chosen = slots.index_select(-1, offset[None])[..., 0]
     claimed = store.claim_(chosen, step)
-    visible = store.resident
     limit = policy.visible(store, step)
-    if limit is not None:
-        visible = visible & limit
+    if with_kernels and store.position.device.type == "cpu":
+        visible = operators.visible_slots(store.position, CONDITION, limit)
+    else:
+        visible = store.resident if limit is None else store.resident & limit
     return (
         model.embed(tokens, step),
         rotation.index_select(1, (store.condition + step)[None]),

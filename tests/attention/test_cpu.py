@@ -23,6 +23,7 @@ from arkv.attention.quantization import GROUP, PACKED, can_store, dequantize, qu
 from arkv.attention.reference import Attended
 from arkv.attention.window import window_attention
 from arkv.errors import ArkvWarning
+from arkv.store import CONDITION, FREE, PADDING
 
 BOTH = frozenset({"mass", "scores"})
 # Products and sums are float32 throughout; what is left is the last rounding of the output.
@@ -122,6 +123,42 @@ def test_it_gives_what_the_specification_gives(
     assert not got.mass[~visible].any()
     for some, same in zip(attend(slice(rows - 1, rows)), got, strict=True):
         assert torch.equal(some, same[rows - 1 :])
+
+
+@needs_kernel
+@given(
+    shape=st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(0, 300)),
+    limited=st.sampled_from([None, "all", "a layer's", "a row's"]),
+    apart=st.booleans(),
+    seed=st.integers(0, 2**32 - 1),
+)
+@example((3, 4, 9000), "all", False, 0)  # several threads
+def test_slots_are_visible_that_hold_a_token_within_the_limit(
+    shape: tuple[int, int, int], limited: str | None, apart: bool, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    # Words, free slots, padding and visual tokens, the last of a large picture among them.
+    kinds = torch.tensor([CONDITION, FREE, PADDING, 0, 1, 9215, 2**31 - 1], dtype=torch.int32)
+    position = kinds[torch.randint(len(kinds), shape, generator=generator)]
+    layers, rows, slots = shape
+    of = {None: None, "all": shape, "a layer's": (layers, 1, slots), "a row's": (1, rows, slots)}[limited]
+    limit = None if of is None else torch.rand(of, generator=generator) < 0.5
+    expected = [
+        p in (CONDITION, 0, 1, 9215, 2**31 - 1) and allowed
+        for p, allowed in zip(
+            position.flatten().tolist(),
+            torch.ones(shape, dtype=torch.bool).flatten().tolist()
+            if limit is None
+            else limit.expand(shape).flatten().tolist(),
+            strict=True,
+        )
+    ]
+    if apart:
+        position, limit = spread(position), None if limit is None else spread(limit)
+    found = operators.visible_slots(position, CONDITION, limit)
+    assert (found.dtype, tuple(found.shape)) == (torch.bool, shape)
+    assert found.flatten().tolist() == expected
+    assert torch.equal(operators._visible_anywhere(position, CONDITION, limit), found)
 
 
 @needs_kernel

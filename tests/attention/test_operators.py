@@ -152,6 +152,13 @@ def test_operators_say_the_truth_about_themselves(layout: str, written: bool, sc
         torch.library.opcheck(torch.ops.arkv.slot_attention, given)
 
 
+@pytest.mark.parametrize("limited", [False, True])
+def test_the_operator_of_visible_slots_says_the_truth_about_itself(limited: bool) -> None:
+    position = torch.randint(-3, 9, (2, 3, 40), dtype=torch.int32)
+    limit = torch.rand(2, 1, 40) < 0.5 if limited else None
+    torch.library.opcheck(torch.ops.arkv.visible_slots, (position, -2, limit))
+
+
 @layouts
 def test_an_operator_within_a_graph_is_the_plain_function(layout: str) -> None:
     """One graph; mass lands in memory that the graph was given, and in memory of its own."""
