@@ -155,6 +155,12 @@ class HeadProfile:
         return profile
 
 
+def profile_files(spec: ModelSpec, given: str | None) -> tuple[Path, ...]:
+    """The file of a policy that reads a profile: the given one, else the model's own, else none."""
+    path = given or spec.head_profile
+    return () if path is None else (Path(path),)
+
+
 def usual_window(grid: Grid) -> int:
     """The window that SSD's figures speak for: 64 tokens in lines of 24, so 8/3 lines, to the nearest token.
 

@@ -15,7 +15,7 @@ their pool, a slot belongs to whichever head it was last named for.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -285,6 +285,16 @@ class Store:
         index = self._condition_index[:, None].expand(-1, self.rows, -1)
         words = laid_out.expand(self.layers, -1, -1).gather(-1, index)
         self.position.copy_(torch.where(words == FREE, self._empty, words))
+
+    def tell_heads_(self, field: str, numbers: Sequence[Sequence[float]]) -> None:
+        """Give a statistic of heads its number, the same in every row.
+
+        Args:
+            field: one number a head.
+            numbers: by layer and key head.
+        """
+        leaf = self[field]
+        leaf.copy_(torch.tensor(numbers, device=leaf.device)[:, None].expand_as(leaf))
 
     def fill_condition_(self, layer: int, key: Tensor, value: Tensor) -> None:
         """Store the condition tokens of one layer.

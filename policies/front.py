@@ -22,7 +22,7 @@ from torch import Tensor
 
 from arkv.errors import BudgetError
 from arkv.grid import Grid
-from arkv.head_profile import HeadProfile
+from arkv.head_profile import HeadProfile, profile_files
 from arkv.model import ModelSpec
 from arkv.policy import Observation, RankedPolicy, resolve_budget
 from arkv.store import CachePlan, Store
@@ -74,8 +74,7 @@ class Front(RankedPolicy):
 
     def files(self, spec: ModelSpec) -> Sequence[Path]:
         """The profile, if there is one."""
-        path = self.profile or spec.head_profile
-        return () if path is None else (Path(path),)
+        return profile_files(spec, self.profile)
 
     def shares(self, spec: ModelSpec) -> tuple[Windows, int]:
         """Who gets how many tokens.
@@ -116,9 +115,7 @@ class Front(RankedPolicy):
         """Tell every head whether it has a window."""
         windows, _ = self.shares(store.spec)
         places = [[(layer, head) for head in range(store.kv_heads)] for layer in range(store.layers)]
-        kinds = [[place in windows for place in layer] for layer in places]
-        windowed = torch.tensor(kinds, device=store.position.device)
-        store["windowed"].copy_(windowed[:, None].expand_as(store["windowed"]))
+        store.tell_heads_("windowed", [[place in windows for place in layer] for layer in places])
 
     def observe(self, store: Store, seen: Observation, step: Tensor) -> None:
         """Sum up what this line looks at."""

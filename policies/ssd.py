@@ -22,7 +22,7 @@ from torch import Tensor
 
 from arkv.errors import ArkvError, BudgetError
 from arkv.grid import Grid
-from arkv.head_profile import HeadProfile, usual_window
+from arkv.head_profile import HeadProfile, profile_files, usual_window
 from arkv.model import ModelSpec
 from arkv.policy import Observation, RankedPolicy, resolve_budget
 from arkv.store import CachePlan, Store
@@ -99,8 +99,7 @@ class SSD(RankedPolicy):
 
     def files(self, spec: ModelSpec) -> Sequence[Path]:
         """The profile, if there is one."""
-        path = self.profile or spec.head_profile
-        return () if path is None else (Path(path),)
+        return profile_files(spec, self.profile)
 
     def measured(self, spec: ModelSpec) -> HeadProfile:
         """What is known of the heads.
@@ -164,9 +163,7 @@ class SSD(RankedPolicy):
 
     def begin(self, store: Store) -> None:
         """Tell every head its kind."""
-        heads = self.semantic_heads(store.spec)
-        kinds = torch.tensor(heads, device=store.position.device)
-        store["semantic"].copy_(kinds[:, None].expand_as(store["semantic"]))
+        store.tell_heads_("semantic", self.semantic_heads(store.spec))
 
     def observe(self, store: Store, seen: Observation, step: Tensor) -> None:
         """Add this token's attention to the others to their sums."""

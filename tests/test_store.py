@@ -320,6 +320,14 @@ def test_freed_slots_hold_nothing_and_others_stay(kind: Callable[[], Store]) -> 
     assert int((store.position >= 0).sum()) == 2 * 2 * store.kv_heads * 2
 
 
+def test_heads_are_told_what_is_theirs_in_every_row() -> None:
+    fields = {"local": torch.bool, "share": torch.float32}
+    store = Store(Tiny().spec, CachePlan(4, 5), 3, 1, {}, torch.float32, head_fields=fields)
+    for field, numbers in (("local", [[True, False], [False, False]]), ("share", [[0.5, 2.0], [0.0, 1.0]])):
+        store.tell_heads_(field, numbers)
+        assert store[field].tolist() == [[layer] * 3 for layer in numbers]
+
+
 def test_keys_are_stored_in_the_stores_dtype() -> None:
     store = Store(Tiny().spec, CachePlan(4, 5), 1, 1, {}, torch.bfloat16)
     index = store.claim_(store.starts[:, None] + 1, torch.tensor(0))
