@@ -142,20 +142,27 @@ def _ordered_bits(x: Tensor) -> Tensor:
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
-def rank_in_head(store: Store, worth: Tensor) -> Tensor:
+def rank_in_head(store: Store, worth: Tensor, apart: Tensor | None = None) -> Tensor:
     """Rank of each slot within its head: 0 for the least worth; of equal ones the older token first.
 
     Args:
         store: has positions and heads.
         worth: float32 `[layers, rows, slots]`.
+        apart: bool, as `worth`: slots that are ranked by themselves, and the others of their head without
+            them; None to rank a head as one.
 
     Returns:
         int64 `[layers, rows, slots]`.
     """
-    ranked = ranking(store, worth)
-    head = store.head.expand(ranked.shape).gather(-1, ranked)
-    ordered, order = head.sort(dim=-1, stable=True)
-    heads = torch.arange(store.kv_heads + 1, device=head.device).expand(*head.shape[:2], -1)
-    starts = torch.searchsorted(ordered, heads.contiguous())
-    rank = torch.arange(store.slots, device=head.device) - starts.gather(-1, ordered)
-    return torch.zeros_like(rank).scatter(-1, ranked.gather(-1, order), rank)
+    group = store.head.expand(worth.shape)
+    groups = store.kv_heads + 1
+    if apart is not None:
+        group, groups = 2 * group + apart, 2 * groups
+    # Group, worth and age in one number: there is room for more tokens than any store has.
+    key = ((group << 32) + (_ordered_bits(worth).long() + (1 << 31))) * _ages(store) + _age(store)
+    order = key.argsort(dim=-1, stable=True)
+    ordered = group.gather(-1, order)
+    each = torch.arange(groups, device=worth.device).expand(*worth.shape[:2], -1)
+    starts = torch.searchsorted(ordered, each.contiguous())
+    rank = torch.arange(store.slots, device=worth.device) - starts.gather(-1, ordered)
+    return torch.zeros_like(rank).scatter(-1, order, rank)

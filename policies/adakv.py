@@ -49,38 +49,34 @@ class AdaKV(Allocator):
         """One pool a layer."""
         return replace(super().plan(grid, spec), shared=True)
 
-    def head_budgets(self, store: Store, worth: Tensor) -> Tensor:
+    def head_budgets(self, store: Store, candidates: Tensor, order: Tensor) -> Tensor:
         """How many unprotected tokens each head is to keep.
 
         Args:
             store: the layers' pools.
-            worth: float32 `[layers, rows, slots]`, from `RankedPolicy.worth`.
+            candidates: bool `[layers, rows, slots]`: the unprotected tokens.
+            order: int64, as `candidates`: places by worth in the layer, theirs above all others.
 
         Returns:
             int64 `[layers, rows, kv_heads]`.
         """
         free = resolve_budget(self.budget, self.ratio, store.grid.tokens) - self.least_budget(store.grid)
-        best = ranking(store, torch.where(_candidates(worth), worth, -torch.inf)).flip(-1)
-        winners = torch.zeros_like(best, dtype=torch.bool)
-        winners = winners.scatter(-1, best[..., : store.kv_heads * free], True) & _candidates(worth)
+        winners = candidates & (order >= store.slots - store.kv_heads * free)
         hits = store.sum_by_head(winners)
         return ((1 - self.alpha) * hits + self.alpha * free).round().long()
 
     def select(self, store: Store, step: Tensor) -> Tensor:
         """The free slots, then what is over a head's budget, the least first, then the least of the rest."""
         worth = self.worth(store, step)
-        candidates = _candidates(worth)
+        candidates = (worth < PROTECTED) & (worth > -torch.inf)
+        # Places instead of scores: there is no number that every score can be moved down by.
+        least_first = ranking(store, torch.where(candidates, worth, -torch.inf))
+        places = torch.arange(store.slots, device=worth.device).expand(worth.shape)
+        order = torch.zeros_like(least_first).scatter(-1, least_first, places)
         count = store.sum_by_head(candidates).long()
-        rank = rank_in_head(store, torch.where(candidates, worth, torch.inf))
-        over = candidates & (rank < store.of_slots(count - self.head_budgets(store, worth)))
-        # Ranks instead of scores: there is no number that every score can be moved down by.
-        order = torch.zeros_like(rank).scatter(
-            -1, ranking(store, worth), torch.arange(store.slots, device=rank.device).expand(rank.shape)
+        excess = count - self.head_budgets(store, candidates, order)
+        over = candidates & (
+            rank_in_head(store, torch.where(candidates, worth, torch.inf)) < store.of_slots(excess)
         )
-        order = torch.where(over, order - store.slots, order).float()
-        return least_of_layer(store, torch.where(candidates, order, worth))
-
-
-def _candidates(worth: Tensor) -> Tensor:
-    """Tokens that are held and not protected."""
-    return (worth < PROTECTED) & (worth > -torch.inf)
+        moved = torch.where(over, order - store.slots, order).float()
+        return least_of_layer(store, torch.where(candidates, moved, worth))

@@ -218,6 +218,5 @@ def stratified(
     from_far = torch.minimum(excess // 2, far_length)
     from_near = torch.minimum(excess - from_far, length - far_length)
     from_far = torch.minimum(excess - from_near, far_length)
-    lowest_far = rank_in_head(store, torch.where(far, score, torch.inf)) < store.of_slots(from_far)
-    lowest_near = rank_in_head(store, torch.where(near, score, torch.inf)) < store.of_slots(from_near)
-    return (far & lowest_far) | (near & lowest_near)
+    count = torch.where(near, store.of_slots(from_near), store.of_slots(from_far))
+    return history & (rank_in_head(store, torch.where(history, score, torch.inf), apart=near) < count)

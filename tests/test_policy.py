@@ -228,6 +228,8 @@ def test_rows_that_share_hold_the_same_tokens_to_the_end() -> None:
 
 # The order of slots
 
+STRANGE = [0.0, -0.0, 1e-45, -1e-45, 1.0, -1.0, 3e38, -3e38, math.inf, -math.inf, math.nan, -math.nan]
+
 
 @st.composite
 def pools(draw: st.DrawFn, shared: bool | None = None) -> tuple[Store, Tensor]:
@@ -278,9 +280,7 @@ def test_the_least_of_every_head(pool: tuple[Store, Tensor]) -> None:
 def test_one_number_ranks_as_two_sorts_do(pool: tuple[Store, Tensor], room: int, seed: int) -> None:
     """Whatever the worth: both zeros are one, NaN is above everything; and where three numbers do not fit."""
     store, _ = pool
-    strange = torch.tensor(
-        [0.0, -0.0, 1e-45, -1e-45, 1.0, -1.0, 3e38, -3e38, math.inf, -math.inf, math.nan, -math.nan]
-    )
+    strange = torch.tensor(STRANGE)
     chosen = torch.randint(len(strange), store.position.shape, generator=torch.Generator().manual_seed(seed))
     worth = strange[chosen]
     with pytest.MonkeyPatch.context() as patch:
@@ -304,16 +304,32 @@ def test_the_least_of_a_layer(pool: tuple[Store, Tensor]) -> None:
         assert got[layer, row].flatten().tolist() == order[: store.kv_heads * store.plan.period]
 
 
-@given(pools())
-def test_the_rank_of_a_slot_in_its_head(pool: tuple[Store, Tensor]) -> None:
+@given(pools(), st.integers(0, 1000))
+def test_the_rank_of_a_slot_in_its_head(pool: tuple[Store, Tensor], seed: int) -> None:
+    """Of all its slots, and of those that are ranked apart and the rest."""
     store, worth = pool
-    got = rank_in_head(store, worth)
-    assert got.shape == worth.shape
-    for layer, row in itertools.product(*map(range, got.shape[:2])):
+    apart = torch.rand(worth.shape, generator=torch.Generator().manual_seed(seed)) < 0.5
+    whole, parts = rank_in_head(store, worth), rank_in_head(store, worth, apart)
+    assert whole.shape == parts.shape == worth.shape
+    for layer, row in itertools.product(*map(range, whole.shape[:2])):
         order = slots_in_order(store, worth, layer, row)
         for head in range(store.kv_heads):
             mine = [slot for slot, owner in order if owner == head]
-            assert got[layer, row, mine].tolist() == list(range(len(mine)))
+            assert whole[layer, row, mine].tolist() == list(range(len(mine)))
+            for part in (True, False):
+                some = [slot for slot in mine if bool(apart[layer, row, slot]) == part]
+                assert parts[layer, row, some].tolist() == list(range(len(some)))
+
+
+@given(pools(), st.integers(0, 1000))
+def test_ranks_are_by_worth_whatever_the_number(pool: tuple[Store, Tensor], seed: int) -> None:
+    store, _ = pool
+    strange = torch.tensor(STRANGE)
+    chosen = torch.randint(len(strange), store.position.shape, generator=torch.Generator().manual_seed(seed))
+    got = rank_in_head(store, strange[chosen])
+    # One zero, NaN above everything; what is worth the same has the same place here.
+    places = torch.tensor([2, 2, 3, 1, 4, 0, 5, -1, 6, -2, 7, 7])[chosen].float()
+    assert torch.equal(got, rank_in_head(store, places))
 
 
 # Any policy
