@@ -386,14 +386,16 @@ def test_sizes_are_those_of_the_authors_rule() -> None:
 @pytest.mark.slow
 def test_a_whole_picture_at_full_width() -> None:
     """One layer of the published shape, all heads, the whole vocabulary and raster, random weights."""
-    model = Emu3(
-        replace(EMU3_GEN, transformer=replace(EMU3_GEN.transformer, layers=1), vq=replace(VQ, codes=32768))
-    )
+    shape = replace(EMU3_GEN.transformer, layers=1)
+    # The size of a picture is a number of pixels: a decoder of as many for a code as the published one has.
+    decoder = replace(VQ, codes=32768, multipliers=(1, 1, 1, 1))
+    model = Emu3(replace(EMU3_GEN, transformer=shape, vq=decoder))
     model = model.to("cuda" if torch.cuda.is_available() else "cpu", torch.bfloat16)
     model.vq.float()
     # A second row takes a CPU more than twice the time, and guidance is tested at small sizes.
-    decoder = Decoder(model, load_policy("linear", ratio="1/8"))
-    result = decoder.generate([[20_000] * 20], seeds=[1], guidance=1.0)
-    assert result.images[0].size == (360, 360)  # 4 pixels a code
+    result = Decoder(model, load_policy("linear", ratio="1/8")).generate(
+        [[20_000] * 20], seeds=[1], guidance=1.0
+    )
+    assert result.images[0].size == (720, 720)
     assert ((result.tokens == 32768) == (torch.arange(8190) % 91 == 90)).all()
     assert result.stats.kv_bytes < result.stats.full_kv_bytes / 6
