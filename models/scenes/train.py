@@ -5,12 +5,9 @@ Matrices inside the blocks are trained by Muon
 (kellerjordan.github.io/posts/muon), the rest by AdamW; the rate is constant after a short warm-up and
 falls linearly to zero over the last part of the run.
 
-To count, to know which colour belongs to which shape, and which of two objects lies where, is the hard part
-of these pictures, and little of the loss of a code says so: of 576 codes, those in which an object begins
-decide it. The drawing code knows the answer, so two losses stand beside it. At every place the network
-learns how many objects of every kind have yet to begin; that head is dropped from the exported weights. And
-where an object begins, it learns the code once more among those that are not plain background: given that
-one begins, which. A code's own loss with a greater weight there would teach objects to begin too often.
+To count, and to know which colour belongs to which shape, is the hard part of these pictures, and the
+drawing code knows the answer. So the network learns, beside the next code and at every place, how many
+objects of every kind have yet to begin. That head is dropped from the exported weights.
 
 A run is a function of its arguments. It saves its whole state, so the same command goes on where it was
 stopped; a larger `--pictures` prolongs the constant part, a smaller one begins the fall earlier. `--init`
@@ -57,7 +54,6 @@ GROUP_SHARES = {
 DROPPED_PROMPTS = 0.1  # share of pictures learnt without a prompt, for guidance
 WARMUP_STEPS = 200
 REMAINING_WEIGHT = 0.05  # of the loss of what has yet to begin, beside the mean loss of a code
-BEGIN_WEIGHT = 0.1  # of the mean loss of what begins: about 30 times what such a code has of the mean
 KINDS = tuple((color, shape) for color in COLORS for shape in SHAPES)
 MOST_OBJECTS = 4
 SAVE_SECONDS = 300
@@ -81,12 +77,12 @@ def first_cells(scene: Scene, codes: Tensor) -> list[int]:
 
 def training_batch(
     codebook: Codebook, size: int, tokens: int, line: int, rng: numpy.random.Generator
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Draw one batch.
 
     Returns:
-        Words int64 `[size, C]`, codes int64 `[size, N]`, how many objects of each of `KINDS` have yet
-        to begin when a code is drawn, int64 `[size, N, kinds]`, and where one begins, bool `[size, N]`.
+        Words int64 `[size, C]`, codes int64 `[size, N]`, and how many objects of each of `KINDS` have yet
+        to begin when a code is drawn, int64 `[size, N, kinds]`.
     """
     words, scenes = [], []
     for group in rng.choice(GROUPS, size, p=[GROUP_SHARES[group] for group in GROUPS]):
@@ -96,12 +92,10 @@ def training_batch(
         words.append(word_ids([] if dropped else encode_prompt(prompt.text)))
     codes = codebook.encode(numpy.stack([draw(scene) for scene in scenes]))
     remaining = torch.zeros(size, tokens, len(KINDS), dtype=torch.int64)
-    begins = torch.zeros(size, tokens, dtype=torch.bool)
     for row, scene in enumerate(scenes):
         for item, begin in zip(scene.objects, first_cells(scene, codes[row].view(-1, line)), strict=True):
             remaining[row, : begin + 1, KINDS.index((item.color, item.shape))] += 1
-            begins[row, begin] = True
-    return torch.tensor(words), codes, remaining, begins
+    return torch.tensor(words), codes, remaining
 
 
 def rate(step: int, steps: int, cooldown: float) -> float:
@@ -147,35 +141,18 @@ def initialise(model: Scenes) -> None:
     nn.init.normal_(model.output.weight, std=0.02)
 
 
-def begin_loss(logits: Tensor, codes: Tensor, begins: Tensor) -> Tensor:
-    """Mean cross-entropy in nats of the codes in which an object begins, plain background ruled out.
-
-    Args:
-        logits: `[size, N, codes]`.
-        codes: int64 `[size, N]`. The commonest of a picture is its background.
-        begins: bool `[size, N]`, true somewhere.
-    """
-    background = codes.mode(1, keepdim=True).values.expand_as(codes)
-    # A finite number, so that what is not counted has a finite gradient, too.
-    others = logits.float().scatter(-1, background[..., None], -1e4)
-    losses = F.cross_entropy(others.flatten(0, 1), codes.flatten(), reduction="none").view(codes.shape)
-    return (losses * begins).sum() / begins.sum()
-
-
-def loss_function(model: Scenes, counter: nn.Linear) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
-    """Cross-entropy in nats: of a code, of all kinds' numbers yet to begin together, `begin_loss`."""
+def loss_function(model: Scenes, counter: nn.Linear) -> Callable[..., tuple[Tensor, Tensor]]:
+    """Cross-entropy in nats: mean of a code, and mean of all kinds' numbers yet to begin together."""
     mixed = multiplies_bfloat16(model.device)
 
-    def losses(
-        words: Tensor, codes: Tensor, remaining: Tensor, begins: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def losses(words: Tensor, codes: Tensor, remaining: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(codes.device.type, torch.bfloat16, enabled=mixed):
             hidden = model(words, codes)
             logits, counts = model.output(hidden), counter(hidden)
         code_loss = F.cross_entropy(logits.flatten(0, 1).float(), codes.flatten())
         counts = counts.float().view(-1, MOST_OBJECTS + 1)
         count_loss = len(KINDS) * F.cross_entropy(counts, remaining.flatten())
-        return code_loss, count_loss, begin_loss(logits, codes, begins)
+        return code_loss, count_loss
 
     return losses
 
@@ -269,8 +246,8 @@ def train(arguments: argparse.Namespace) -> None:
             started = time.monotonic()
             rng = numpy.random.default_rng((arguments.seed, step))
             batch = training_batch(codebook, arguments.batch, grid.tokens, grid.line, rng)
-            code_loss, count_loss, kind_loss = losses(*(x.to(arguments.device) for x in batch))
-            (code_loss + REMAINING_WEIGHT * count_loss + BEGIN_WEIGHT * kind_loss).backward()
+            code_loss, count_loss = losses(*(x.to(arguments.device) for x in batch))
+            (code_loss + REMAINING_WEIGHT * count_loss).backward()
             share = rate(step, steps, arguments.cooldown)
             groups = [group for o in optimisers for group in o.param_groups]
             for group, full in zip(groups, full_rates, strict=True):
@@ -283,12 +260,7 @@ def train(arguments: argparse.Namespace) -> None:
             seen_seconds += time.monotonic() - started
             bar.update()
             if step % 20 == 0:
-                row = {
-                    "step": step,
-                    "code": code_loss.item(),
-                    "count": count_loss.item(),
-                    "begin": kind_loss.item(),
-                }
+                row = {"step": step, "code": code_loss.item(), "count": count_loss.item()}
                 log.write(json.dumps(row) + "\n")
                 log.flush()
                 bar.set_postfix({key: f"{value:.4f}" for key, value in row.items() if key != "step"})
