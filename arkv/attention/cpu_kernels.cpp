@@ -742,8 +742,8 @@ Tensor slot_attention(
       query, keys, values, visible, kv_heads, key_scale, value_scale, slot, filled, head, {}, {});
 }
 
-// Which slots hold a token that may be looked at. Inductor makes bools of comparisons one by one: of a large
-// cache that costs as much as a tenth of a step.
+// Which slots hold a token that may be looked at. Inductor makes bools of comparisons one by one: of a full
+// cache that was 6% of a step.
 Tensor visible_slots(const Tensor& position, int64_t condition, const MaybeTensor& limit) {
   TORCH_CHECK(position.scalar_type() == at::kInt, "positions are ", position.scalar_type(), ": expected int32");
   const Tensor output = at::empty(position.sizes(), position.options().dtype(at::kBool));
