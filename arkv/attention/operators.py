@@ -95,17 +95,19 @@ def slot_attention(
 def visible_slots(position: Tensor, condition: int, limit: Tensor | None) -> Tensor:
     """Where a token is held that the next one may look at, bool like `position`.
 
-    For a CPU, where Inductor makes bools of comparisons one by one; elsewhere it does well by itself.
+    An operator on a CPU only, where Inductor makes bools of comparisons one by one.
 
     Args:
         position: int32 `[layers, rows, slots]`, of the store.
         condition: position of a condition token; of a visual one it is zero or more.
         limit: bool, broadcast to `position`: what a policy lets the token look at; None for all that is held.
     """
-    return torch.ops.arkv.visible_slots(position, condition, limit)
+    find = torch.ops.arkv.visible_slots if position.device.type == "cpu" else _visible_anywhere
+    return find(position, condition, limit)
 
 
 def _visible_anywhere(position: Tensor, condition: int, limit: Tensor | None) -> Tensor:
+    """The plain expression, which every device runs."""
     held = (position >= 0) | (position == condition)
     return held if limit is None else held & limit
 

@@ -105,15 +105,7 @@ class Step:
         if offset == 0:
             buffers.slots.copy_(self._recycle(policy, store, step))
         hidden, rotation, slots, visible = self._enter(
-            model,
-            policy,
-            store,
-            tokens,
-            buffers.slots,
-            buffers.places[offset],
-            buffers.rotation,
-            step,
-            self._with_kernels,
+            model, policy, store, tokens, buffers.slots, buffers.places[offset], buffers.rotation, step
         )
         reach = self._reaches[store.grid.row(position)]
         seen = []
@@ -153,7 +145,6 @@ def enter_(
     offset: Tensor,
     rotation: Tensor,
     step: Tensor,
-    with_kernels: bool,
 ) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
     """Give a new token its slots, its embedding and its rotation.
 
@@ -166,7 +157,6 @@ def enter_(
         offset: int64 0-d, which of them is next.
         rotation: float32 `[rows or 1, condition + N, head_dim]`, of all tokens.
         step: int64 0-d, position of the token.
-        with_kernels: whether attention is `arkv.attention.operators`'.
 
     Returns:
         Hidden `[rows, 1, width]`, the token's rotation `[rows or 1, 1, head_dim]` and, by layer, where to
@@ -174,11 +164,7 @@ def enter_(
     """
     chosen = slots.index_select(-1, offset[None])[..., 0]
     claimed = store.claim_(chosen, step)
-    limit = policy.visible(store, step)
-    if with_kernels and store.position.device.type == "cpu":
-        visible = operators.visible_slots(store.position, CONDITION, limit)
-    else:
-        visible = store.resident if limit is None else store.resident & limit
+    visible = operators.visible_slots(store.position, CONDITION, policy.visible(store, step))
     return (
         model.embed(tokens, step),
         rotation.index_select(1, (store.condition + step)[None]),

@@ -340,7 +340,7 @@ def sizes(row: Measurement) -> tuple[str, str]:
 
 def number(value: float) -> str:
     """Three digits, and all of them before the point."""
-    return f"{value:,.0f}" if value >= 1000 else f"{value:#.3g}".rstrip(".")
+    return f"{value:,.0f}" if value >= 999.5 else f"{value:#.3g}".rstrip(".")
 
 
 def share(row: Evaluation | None) -> float:
