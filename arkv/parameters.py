@@ -12,6 +12,9 @@ from arkv.options import check_type, expected, shown, split_commas
 if TYPE_CHECKING:
     from arkv.policy import CachePolicy
 
+TRUTHS = {"true": True, "false": False}
+"""Besides Python's own words."""
+
 MOST_BITS = 100
 """Of a whole number among a policy's parameters: far beyond what is counted, short enough for a message."""
 
@@ -38,7 +41,7 @@ def check_parameters(name: str, policy_class: type[CachePolicy], given: dict[str
 
 
 def parse_parameters(text: str) -> dict[str, Any]:
-    """`"anchors=24,ratio=1/6"` to a dictionary; what is not a Python literal stays text."""
+    """`"anchors=24,ratio=1/6"` to a dictionary; what is no Python literal, true or false stays text."""
     parsed = {}
     for part in filter(None, split_commas(text)):
         name, equals, value = part.partition("=")
@@ -51,7 +54,7 @@ def parse_parameters(text: str) -> dict[str, Any]:
         try:
             parsed[name] = ast.literal_eval(value.strip())
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-            parsed[name] = value.strip()
+            parsed[name] = TRUTHS.get(value.strip(), value.strip())
     return parsed
 
 

@@ -43,6 +43,7 @@ class Diagonal(SlidingWindow):
 
     head_fields: ClassVar[HeadFields] = {"skip": (torch.bool, "tokens")}
     needs: ClassVar[frozenset[str]] = frozenset({"mass"})
+    allocatable: ClassVar[bool] = False  # what a head looks at goes by the one budget of all
     source: ClassVar[str] = "DiagonalAttn, arXiv 2609.19702"
 
     attended: int | None = None

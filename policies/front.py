@@ -2,7 +2,7 @@
 
     before                  W_h = the least window that leaves out no more than tau of head h's attention
                             slots are shared out as water fills vessels: the head of the smallest W_h first,
-                            as long as W_h is at most twice the equal share M of what is left
+                            as long as W_h is at most three times the equal share M of the rest
     at the end of a line    heads with a window   keep the last W_h tokens
                             the others            keep M tokens: the R newest and, of the rest, those that
                                                   this line looked at most
@@ -27,7 +27,7 @@ from arkv.model import ModelSpec
 from arkv.policy import Observation, RankedPolicy, resolve_budget
 from arkv.store import CachePlan, Store
 
-MOST_SHARES = 2
+MOST_SHARES = 3
 """Equal shares that a window may take: a head whose window is cut loses more than its slots bring."""
 
 Windows = dict[tuple[int, int], int]
@@ -80,7 +80,8 @@ class Front(RankedPolicy):
         """Who gets how many tokens.
 
         Returns:
-            The heads that have a window, with W_h, and what each of the others gets, M.
+            The heads that have a window, with W_h, and what each of the others gets, M. Where none is left,
+            what their windows leave makes them wider.
 
         Raises:
             ArkvError: the profile cannot be read, or is of another model.
@@ -91,13 +92,16 @@ class Front(RankedPolicy):
         for path in self.files(spec) if budget < tokens else ():  # with room for all, nothing is left out
             needed = HeadProfile.of_model(spec, path).windows(self.tau)
             places = [(w, layer, head) for layer, row in enumerate(needed) for head, w in enumerate(row)]
-            for window, layer, head in sorted(place for place in places if place[0] < tokens):
-                rest = left - window - (heads - 1) * self.least_budget(spec.grid)
+            for needs, layer, head in sorted(place for place in places if place[0] < tokens):
+                window = max(1, needs)
+                rest = left - window - (heads - 1) * max(1, self.least_budget(spec.grid))
                 if window * heads > MOST_SHARES * left or rest < 0:
                     break
-                windows[layer, head] = max(1, window)
-                left, heads = left - windows[layer, head], heads - 1
-        return windows, min(left // max(1, heads), tokens)
+                windows[layer, head] = window
+                left, heads = left - window, heads - 1
+        if not heads:
+            return widened(windows, left, tokens), 0
+        return windows, min(left // heads, tokens)
 
     def plan(self, grid: Grid, spec: ModelSpec) -> CachePlan:
         """W_h for heads with a window, M for the others."""
@@ -134,3 +138,18 @@ class Front(RankedPolicy):
         """Give up the slots and forget the line's looks: the next line judges anew."""
         super().evict(store, slots)
         store["score"].zero_()
+
+
+def widened(windows: Windows, slots: int, most: int) -> Windows:
+    """Windows that share out more slots evenly, as far as there are tokens.
+
+    Args:
+        windows: of all heads.
+        slots: what there is beside them.
+        most: tokens of a picture.
+    """
+    wider = Windows()
+    for place in sorted(windows, key=windows.__getitem__, reverse=True):  # the widest has the least room
+        more = min(slots // (len(windows) - len(wider)), most - windows[place])
+        wider[place], slots = windows[place] + more, slots - more
+    return wider

@@ -52,6 +52,11 @@ def test_parameters_come_by_keyword_or_behind_a_colon() -> None:
     assert load_policy("linear:,budget=3,") == LineAR(budget=3)
 
 
+@pytest.mark.parametrize("word", ["true", "True"])
+def test_truth_is_said_as_python_or_as_json_says_it(word: str) -> None:
+    assert load_policy(f"tova:mean_heads={word}") == load_policy("tova", mean_heads=True)
+
+
 @pytest.mark.parametrize(
     ("name", "parameters", "facts"),
     [

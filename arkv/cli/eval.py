@@ -130,12 +130,12 @@ def run(given: EvalOptions, typed: str) -> None:
         prompts=prompts,
         out=given.out,
         pictures_to=given.pictures,
+        pairs=given.pairs,
         shared={"loading": given.described()},
         facts={"command": typed},
         progress=not given.quiet,
         tell=None if given.quiet else lambda line: print(line, file=sys.stderr),
     )
-    pairs = [each for first, second in given.pairs for each in found.pairs(first, second)]
     shared = found.run
     title = (
         f"{shared['model']}, {settings.prompts} prompts, guidance {settings.guidance:g}, "
@@ -143,8 +143,8 @@ def run(given: EvalOptions, typed: str) -> None:
     )
     print(title)
     print_evaluations(found, given.by)
-    if pairs:
-        print_pairs(pairs)
+    if given.pairs:
+        print_pairs([each for first, second in given.pairs for each in found.pairs(first, second)])
     if given.plot is not None:
         from arkv.study.evaluation_figure import draw_comparison
 

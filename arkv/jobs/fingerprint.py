@@ -31,6 +31,8 @@ LENGTH = 16
 """Hexadecimal digits of a fingerprint."""
 
 OURS = "arkv"
+NOBODYS = frozenset({"builtins", "abc", "typing", "torch"})
+"""Packages of bases that say nothing of a class."""
 
 
 def code(cls: type) -> str:
@@ -39,24 +41,26 @@ def code(cls: type) -> str:
     Of a class of this package, the source is that of the files that its bases are in; of any other, all files
     of the package that it belongs to, because helpers lie beside it.
     """
-    files: set[Path] = set()
-    for base in cls.__mro__:
-        module = sys.modules.get(base.__module__)
-        if (
-            base.__module__.partition(".")[0] not in {"builtins", "abc", "typing", "torch"}
-            and module is not None
-        ):
-            files |= set(_sources(module.__name__, getattr(module, "__file__", None)))
+    bases = (base for base in cls.__mro__ if top_package(base) not in NOBODYS)
+    files = {path for base in bases for path in source_files(base)}
     digest = hashlib.sha256()
     for file in sorted(files):
         digest.update(f"{file.name} ".encode() + hashlib.sha256(file.read_bytes()).digest())
     return f"{_origin(cls)} {digest.hexdigest()[:LENGTH]}"
 
 
-def _sources(module: str, file: str | None) -> Iterator[Path]:
+def top_package(cls: type) -> str:
+    """The package that a class is in, without what is below it."""
+    return cls.__module__.partition(".")[0]
+
+
+def source_files(cls: type) -> Iterator[Path]:
+    """The file of a class; of somebody else's, all files of the package that it belongs to."""
+    module = sys.modules.get(cls.__module__)
+    file = getattr(module, "__file__", None)
     if file is None or not (path := Path(file)).is_file():
         return
-    top = module.partition(".")[0]
+    top = top_package(cls)
     root = getattr(sys.modules.get(top), "__file__", None)
     if top != OURS and root is not None and Path(root).name == "__init__.py":
         yield from Path(root).parent.rglob("*.py")

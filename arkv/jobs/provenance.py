@@ -18,6 +18,7 @@ import torch
 
 from arkv.allocator import Allocator
 from arkv.errors import ArkvError
+from arkv.jobs.fingerprint import NOBODYS, OURS, source_files, top_package
 from arkv.model import Model, ModelSpec
 from arkv.policy import CachePolicy
 from arkv.registry import origin_of
@@ -60,14 +61,16 @@ def facts_of_model(model: Model) -> Facts:
 def facts_of_class(kind: type) -> dict[str, str]:
     """The distribution and version that registered a policy or a model, and a digest of its source.
 
-    Comments, docstrings and layout do not count. Nor do modules that the class only calls: a package says
-    that those have changed by its version.
+    The source is that of the files that it and its bases are in, torch and Python aside, and of all files of
+    the package that it belongs to if that is not this one, because helpers lie beside a class. Comments,
+    docstrings and layout do not count.
     """
-    bases = [each for each in kind.__mro__ if issubclass(each, (CachePolicy, Model))]
-    files = dict.fromkeys(each.__module__ for each in bases)
+    bases = [each for each in kind.__mro__ if top_package(each) not in NOBODYS]
     digest = hashlib.sha256()
-    for name in files:
+    for name in dict.fromkeys(each.__module__ for each in bases):
         digest.update(_source(name, [each for each in bases if each.__module__ == name]).encode())
+    for path in sorted(source_files(kind)) if top_package(kind) != OURS else ():
+        digest.update(_code_of_file(path).encode())
     return {
         "package": origin_of("policy" if issubclass(kind, CachePolicy) else "model", kind),
         "source": digest.hexdigest()[:DIGITS],
@@ -131,6 +134,15 @@ def _code(source: str) -> str:
                 documented = ast.get_docstring(node, clean=False) is not None
                 node.body = node.body[documented:]
     return ast.unparse(tree)
+
+
+def _code_of_file(path: Path) -> str:
+    """The code of a file; all of its text where that is not Python."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    try:
+        return _code(text)
+    except (SyntaxError, ValueError):
+        return text
 
 
 def _file_digest(path: Path) -> str:

@@ -23,6 +23,7 @@ from arkv.model import Model
 from arkv.pictures.prompts import read_prompts
 from arkv.registry import at_ratios
 from arkv.study.evaluation import Contender, Evaluation, Settings, describe, evaluate
+from arkv.study.labels import without_ratio
 from arkv.study.pairs import Pair, pair
 
 
@@ -66,13 +67,16 @@ class Comparison:
         Raises:
             ArkvError: there is no such row, no ratio that both have, or as `pair`.
         """
-        found = {}
+        found, alone = {}, False
         for text in (first, second):
             rows = [self.rows[text]] if text in self.rows else self.rows.values()
-            found[text] = [row for row in rows if text in (row.policy, row.name) and row.error is None]
-            if not found[text]:
+            named = [row for row in rows if text in (row.policy, row.name)]
+            if not named:
                 raise ArkvError(f"there is no row of {text!r}: there are {', '.join(self.rows)}")
-        alone = 1 in map(len, found.values())
+            found[text] = [row for row in named if row.error is None]
+            if not found[text]:
+                raise ArkvError(f"{named[0].policy} cannot be: {named[0].error}")
+            alone |= text in self.rows or all(row.asked_ratio is None for row in named)
         both = [
             (a, b) for a in found[first] for b in found[second] if alone or a.asked_ratio == b.asked_ratio
         ]
@@ -88,7 +92,7 @@ class Comparison:
         found: dict[str, dict[str, Evaluation]] = {}
         for row in self.rows.values():
             found.setdefault(row.asked_ratio or "", {})[row.name] = row
-        ratios = sorted(found, key=lambda ratio: (ratio != "", -Fraction(ratio or 0)))
+        ratios = sorted(found, key=lambda ratio: (ratio != "", -_number(ratio)))
         return {ratio: found[ratio] for ratio in ratios}
 
     def by_bytes(self) -> list[Evaluation]:
@@ -97,6 +101,30 @@ class Comparison:
             (row for row in self.rows.values() if row.kv_bytes is not None),
             key=lambda row: row.kv_bytes or 0,
         )
+
+
+def _number(ratio: str) -> Fraction:
+    """A ratio as it was asked for; less than any of them where it is none."""
+    try:
+        return Fraction(ratio.strip("'\""))
+    except (ValueError, ZeroDivisionError):
+        return Fraction(-1)
+
+
+def check_pairs(pairs: Sequence[Sequence[str]], labels: Sequence[str]) -> None:
+    """Refuse pairs that no rows will be found for.
+
+    Args:
+        pairs: of names, as for `Comparison.pairs`.
+        labels: what the rows will be called.
+
+    Raises:
+        ArkvError: there will be no such row.
+    """
+    names = {without_ratio(label) for label in labels}
+    for text in (text for two in pairs for text in two):
+        if text not in names and text not in labels:
+            raise ArkvError(f"there is no row of {text!r}: there are {', '.join(labels)}")
 
 
 def compare_policies(
@@ -109,6 +137,7 @@ def compare_policies(
     prompts: Sequence[Any] | Path | None = None,
     out: Path | str | None = None,
     pictures_to: Path | None = None,
+    pairs: Sequence[Sequence[str]] = (),
     shared: Mapping[str, Any] | None = None,
     facts: Mapping[str, Any] | None = None,
     progress: bool = False,
@@ -129,6 +158,7 @@ def compare_policies(
         prompts: what to draw, or a file of prompts (see `arkv.pictures.prompts`); None for the model's own.
         out: JSON lines, a row as soon as it is done; of an earlier run, what it has is not run again.
         pictures_to: folder for the pictures; None to keep none.
+        pairs: what will be asked of `Comparison.pairs`: names that no row has are refused at once.
         shared: what else has to be the same for rows to stand in one file; ready for JSON.
         facts: what else is to be known of the run; ready for JSON.
         progress: show a bar, in pictures.
@@ -149,6 +179,7 @@ def compare_policies(
     model.check_prompts(prompts)
     texts = at_ratios(policies, ratios)
     contenders = [Contender.load(text, model, kv_dtype) for text in texts for kv_dtype in kv_dtypes]
+    check_pairs(pairs, [one.text for one in contenders])
     own, of_run = describe(model, settings)
     own, of_run = own | dict(shared or {}), of_run | dict(facts or {}) | {"prompt_list": list(prompts)}
     journal = None if out is None else Journal(Path(out), own, of_run)
@@ -159,16 +190,24 @@ def compare_policies(
     for text, here in decided_by.items():
         if text not in found:
             continue
-        if told := changes(found[text].get("decided_by"), here):
+        try:
+            row = Evaluation.from_dict(found[text])
+        except ArkvError as error:
+            stale[text] = str(error)
+            continue
+        if told := changes(row.decided_by, here):
             stale[text] = "; ".join(told)
         else:
-            rows[text] = Evaluation.from_dict(found[text])
+            rows[text] = row
     if tell is not None:
         for text, reason in stale.items():
             tell(f"{out}: the row of {text} is stale and is run again: {reason}")
         if rows:
             tell(f"{out}: {len(rows)} of {len(contenders)} are done")
     pending = [one for one in contenders if one.text not in rows]
+    if journal is not None and pending and journal.run.get("prompt_list") != of_run["prompt_list"]:
+        journal.run |= {"prompt_list": of_run["prompt_list"]}  # what the newest rows are of
+        journal.replace(journal.rows.values())
     for row in evaluate(model, pending, settings, progress, prompts=prompts, pictures_to=pictures_to):
         rows[row.policy] = row = dataclasses.replace(row, decided_by=decided_by[row.policy])
         if journal is not None:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 import numpy
 import torch
@@ -26,11 +26,12 @@ from arkv.errors import ArkvError, BudgetError
 from arkv.jobs.provenance import Facts, facts_of_class, facts_of_policy
 from arkv.machine.description import describe_run
 from arkv.model import Model
-from arkv.options import split_commas
+from arkv.options import check_type, split_commas
 from arkv.pictures.files import png, write_whole
 from arkv.policy import CachePolicy
 from arkv.registry import load_class, load_policy
-from arkv.study.labels import labelled, unlabelled
+from arkv.scalars import brief
+from arkv.study.labels import labelled, unlabelled, without_ratio
 from arkv.study.shadow import Fidelity, compare
 
 CONFIDENCE = 0.95
@@ -116,10 +117,7 @@ class Evaluation:
     @property
     def name(self) -> str:
         """The policy without its ratio: what its rows have in common."""
-        text, kv_dtype = unlabelled(self.policy)
-        name, _, parameters = text.partition(":")
-        kept = [part for part in split_commas(parameters) if part.partition("=")[0].strip() != "ratio"]
-        return labelled(":".join(filter(None, (name, ",".join(kept)))), kv_dtype)
+        return without_ratio(self.policy)
 
     @property
     def asked_ratio(self) -> str | None:
@@ -137,15 +135,26 @@ class Evaluation:
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> Evaluation:
-        """Back from `dataclasses.asdict`; fields that somebody has added are left out."""
+        """Back from `dataclasses.asdict`; fields that somebody has added are left out.
+
+        Raises:
+            ArkvError: it is no such row: somebody has edited it.
+        """
         known = {each.name: row[each.name] for each in dataclasses.fields(cls) if each.name in row}
         overall, groups, outcomes = (known.pop(name, None) for name in ("accuracy", "groups", "outcomes"))
-        return cls(
-            accuracy=None if overall is None else Accuracy(**overall),
-            groups={name: Accuracy(**values) for name, values in (groups or {}).items()},
-            outcomes=tuple(Outcome(*each) for each in outcomes or ()),
-            **known,
-        )
+        hints = get_type_hints(cls)
+        wrong = [name for name, value in known.items() if not check_type(hints[name], value)]
+        if wrong:
+            raise ArkvError(f"it is damaged: {wrong[0]} is {brief(known[wrong[0]])}")
+        try:
+            return cls(
+                accuracy=None if overall is None else Accuracy(**overall),
+                groups={name: Accuracy(**values) for name, values in (groups or {}).items()},
+                outcomes=tuple(Outcome(*each) for each in outcomes or ()),
+                **known,
+            )
+        except (TypeError, AttributeError) as error:
+            raise ArkvError(f"it is damaged: {error}") from None
 
 
 @dataclass(frozen=True)

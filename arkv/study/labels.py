@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import get_args
 
 from arkv.attention.quantization import KvDtype
+from arkv.options import split_commas
 
 
 def labelled(policy: str, kv_dtype: KvDtype | None) -> str:
@@ -19,3 +20,11 @@ def unlabelled(label: str) -> tuple[str, KvDtype | None]:
         if ending == kv_dtype:
             return policy, kv_dtype
     return label, None
+
+
+def without_ratio(label: str) -> str:
+    """A label without its ratio: what the rows of a policy have in common."""
+    text, kv_dtype = unlabelled(label)
+    name, _, parameters = text.partition(":")
+    kept = [part for part in split_commas(parameters) if part.partition("=")[0].strip() != "ratio"]
+    return labelled(":".join(filter(None, (name, ",".join(kept)))), kv_dtype)

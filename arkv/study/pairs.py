@@ -48,8 +48,12 @@ def pair(first: Evaluation, second: Evaluation) -> Pair:
     """Compare two policies picture by picture.
 
     Raises:
-        ArkvError: they did not draw the same prompts from the same seeds, or nobody judged them.
+        ArkvError: one of them is refused, they did not draw the same prompts from the same seeds, or nobody
+            judged them.
     """
+    for row in (first, second):
+        if row.error is not None:
+            raise ArkvError(f"{row.policy} cannot be: {row.error}")
     prompts = [row.decided_by and row.decided_by.get("prompts") for row in (first, second)]
     seeds = [[outcome.seed for outcome in row.outcomes] for row in (first, second)]
     if prompts[0] != prompts[1] or seeds[0] != seeds[1]:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 
-from front import LINEAR_BESIDE, TWENTY_FOURTH, WITHOUT
+from front import FEWEST, LINEAR_BESIDE, TWELFTH, TWENTY_FOURTH, WITHOUT
 from tables import evaluated
 
 from arkv.study.evaluation import Evaluation
 from arkv.study.pairs import Pair, pair
 
 Rows = Mapping[str, Evaluation]
+RATIOS = ("1/2", "1/4", "1/6", "1/8")
 LINEAR = ("linear", "adakv:of=linear", "pyramid:of=linear")
 LAST_LOOK = ("snapkv", "h2o", "tova")
 BOLD = re.compile(r"^- \*\*(.+?)\*\*", re.M | re.S)
@@ -62,13 +63,24 @@ def little_is_lost_at_half(rows: Rows, text: str) -> bool:
 
 
 def linear_keeps_up(rows: Rows, text: str) -> bool:
-    """Down to an eighth, and with its budgets moved; at a twelfth `snapkv` is the best, and far below."""
-    ratios = ("1/2", "1/4", "1/6", "1/8")
-    keep_up = all(overlap(rows[at(name, ratio)], rows["full"]) for name in LINEAR for ratio in ratios)
-    alike = all(overlap(rows[at("linear", r)], rows[at(name, r)]) for name in LINEAR for r in ratios)
-    twelfth = {row.name: row for row in rows.values() if row.asked_ratio == "1/12"}
-    best = max(twelfth.values(), key=lambda row: row.accuracy.share if row.accuracy else -1)
-    return keep_up and alike and best.name == "snapkv" and not overlap(best, rows["full"])
+    """Down to an eighth, and with its budgets moved; at a twelfth less than a fifth is left."""
+    keep_up = all(overlap(rows[at(name, ratio)], rows["full"]) for name in LINEAR for ratio in RATIOS)
+    alike = all(overlap(rows[at("linear", r)], rows[at(name, r)]) for name in LINEAR for r in RATIOS)
+    fifth = 0.2 * (rows["full"].accuracy.share if rows["full"].accuracy else 0)
+    return keep_up and alike and all(share(rows, name, "1/12") < fifth for name in LINEAR)
+
+
+def front_keeps_up(rows: Rows, text: str) -> bool:
+    """No difference prompt by prompt; at a twelfth SSD has three quarters, others less than a third."""
+    differences = [pair(rows["full"], rows[at("front", ratio)]) for ratio in (*RATIOS, "1/12")]
+    whole = rows["full"].accuracy.share if rows["full"].accuracy else 1
+    others = {row.name for row in rows.values() if row.asked_ratio} - {"front", "ssd", "ssd:buffer=1"}
+    return (
+        all(each.low < 0 < each.high for each in differences)
+        and share(rows, "ssd", "1/12") > 0.75 * whole
+        and 0.75 * whole > share(rows, "ssd:buffer=1", "1/12") > 0.5 * whole
+        and all(share(rows, name, "1/12") < whole / 3 for name in others)
+    )
 
 
 def last_looks_fall(rows: Rows, text: str) -> bool:
@@ -99,34 +111,48 @@ def nothing_is_lost_at_one(rows: Rows, text: str) -> bool:
     return named(text) == set(others) and set(map(str, others.values())) == {fewer}
 
 
-def choice(rows: Rows, anchors: int, recent: int, scoring: str) -> Evaluation:
+def choice(rows: Rows, anchors: int, recent: int, scoring: str, ratio: str = "1/6") -> Evaluation:
     """LineAR with what its paper leaves open."""
-    return rows[f"linear:anchors={anchors},recent={recent},scoring={scoring},ratio=1/6"]
+    return rows[f"linear:anchors={anchors},recent={recent},scoring={scoring},ratio={ratio}"]
+
+
+RANKED = {"1/6": (0, 4, 24), "1/8": (0, 4)}
+"""Anchors that leave something to rank beside two lines."""
 
 
 def two_recent_lines(rows: Rows, text: str) -> bool:
-    """With two all choices keep up; with one none keeps four fifths."""
+    """With two all choices keep up that rank; with one none keeps four fifths."""
     every = [(anchors, scoring) for anchors in (0, 4, 24) for scoring in ("softmax", "raw")]
     enough = 0.8 * (rows["full"].accuracy.share if rows["full"].accuracy else 0)
-    return all(keeps(choice(rows, a, 48, s), rows["full"]) for a, s in every) and all(
-        accuracy.share < enough for a, s in every if (accuracy := choice(rows, a, 24, s).accuracy)
+    return all(
+        keeps(choice(rows, a, 48, s, ratio), rows["full"])
+        for ratio, ranked in RANKED.items()
+        for a, s in every
+        if a in ranked
+    ) and all(
+        accuracy.share < enough
+        for ratio in RANKED
+        for a, s in every
+        if (accuracy := choice(rows, a, 24, s, ratio).accuracy)
     )
 
 
 def anchors_do_not_tell(rows: Rows, text: str) -> bool:
     """No pair of them differs, where two lines are kept."""
     differences = [
-        pair(choice(rows, 0, 48, scoring), choice(rows, anchors, 48, scoring))
-        for anchors in (4, 24)
+        pair(choice(rows, 0, 48, scoring, ratio), choice(rows, anchors, 48, scoring, ratio))
+        for ratio, ranked in RANKED.items()
+        for anchors in ranked
         for scoring in ("softmax", "raw")
     ]
     return all(each.low < 0 < each.high for each in differences)
 
 
 def a_middle_is_needed(rows: Rows, text: str) -> bool:
-    """A line of anchors beside three recent ones leaves none, and less than half is right."""
+    """Where nothing is ranked, less than half is right."""
     half = 0.5 * (rows["full"].accuracy.share if rows["full"].accuracy else 0)
-    found = [choice(rows, 24, 72, scoring).accuracy for scoring in ("softmax", "raw")]
+    filled = ((24, 72, "1/6"), (24, 48, "1/8"), (0, 72, "1/8"))
+    found = [choice(rows, a, r, s, ratio).accuracy for a, r, ratio in filled for s in ("softmax", "raw")]
     return all(each is not None and each.share < half for each in found)
 
 
@@ -148,23 +174,30 @@ def a_twenty_fourth_is_enough(rows: Rows, text: str) -> bool:
     return keeps(front, full) and two.low < 0 < two.high and (front.share_of_bytes or 1) < 1 / 24
 
 
+def fewer_are_enough(rows: Rows, text: str) -> bool:
+    """95% at the least, and no difference prompt by prompt, in a twenty-eighth of the bytes."""
+    front, full = rows[f"{FEWEST}@int4"], rows["full"]
+    two = pair(full, front)
+    return keeps(front, full) and two.low < 0 < two.high and (front.share_of_bytes or 1) < 1 / 28
+
+
 def linear_falls(rows: Rows, text: str) -> bool:
     """At a twelfth the two cannot be told apart; at a twenty-fourth less than a third is left of LineAR's."""
-    beside = [(rows[f"{linear}@int4"], rows[f"{front}@int4"]) for front, linear in LINEAR_BESIDE.items()]
-    twelfth, less = (pair(linear, front) for linear, front in beside)
-    fallen = beside[1][0].accuracy
+    beside = {front: rows[f"{linear}@int4"] for front, linear in LINEAR_BESIDE.items()}
+    twelfth, less = (pair(beside[front], rows[f"{front}@int4"]) for front in (TWELFTH, TWENTY_FOURTH))
+    fallen = beside[TWENTY_FOURTH].accuracy
     full = rows["full"].accuracy
     assert fallen is not None
     assert full is not None
     return twelfth.low < 0 < twelfth.high and less.low > 0 and fallen.share < full.share / 3
 
 
-def windows_are_what_it_is(rows: Rows, text: str) -> bool:
-    """Less than a third of the pictures is right without them."""
-    without, whole = (rows[f"{each}@int4"].accuracy for each in (WITHOUT["windows"], TWENTY_FOURTH))
-    assert without is not None
+def windows_and_looks_are_what_it_is(rows: Rows, text: str) -> bool:
+    """Without the ones or the others less than a quarter of the pictures is right."""
+    parts = (WITHOUT["windows"], WITHOUT["what the last line looked at"])
+    whole, *without = (rows[f"{each}@int4"].accuracy for each in (TWENTY_FOURTH, *parts))
     assert whole is not None
-    return without.share < whole.share / 3
+    return all(each is not None and each.share < whole.share / 4 for each in without)
 
 
 def four_bits_cost_nothing(rows: Rows, text: str) -> bool:
@@ -176,13 +209,15 @@ def four_bits_cost_nothing(rows: Rows, text: str) -> bool:
 CLAIMS: dict[str, Callable[[Rows, str], bool]] = {
     "At half of the tokens most keep 95% of what the full cache gets right.": little_is_lost_at_half,
     "LineAR, and the budgets built on its scores, keep the full cache's accuracy": linear_keeps_up,
+    "`front` keeps it down to a twelfth.": front_keeps_up,
     "What looks at the last line only, or at everything that ever was, keeps up at a quarter and falls at an "
     "eighth": last_looks_fall,
     "A window is not enough.": a_window_is_not_enough,
     "At ratio 1 nothing is lost, and every policy draws the full cache's pictures": nothing_is_lost_at_one,
     "The full cache's accuracy takes less than a twenty-fourth of its bytes.": a_twenty_fourth_is_enough,
+    "Thirty-two tokens a head are enough.": fewer_are_enough,
     "LineAR keeps up at a twelfth, and falls at a twenty-fourth.": linear_falls,
-    "It is the windows.": windows_are_what_it_is,
+    "It is the windows, and what the last line looked at.": windows_and_looks_are_what_it_is,
     "Four bits cost nothing that shows.": four_bits_cost_nothing,
     "Two recent lines are enough, and one is not.": two_recent_lines,
     "How many anchors there are does not tell.": anchors_do_not_tell,

@@ -14,12 +14,19 @@ SEED = 2026
 """`front` was tuned on pictures of seed 777."""
 TWELFTH, TWENTY_FOURTH = "front:budget=118", "front:budget=38"
 """Of the full cache's bytes in bfloat16, when stored in four bits."""
+FEWEST = "front:budget=32"
+"""With how few it was seen to draw as well while it was tuned (`front_limits.py`)."""
 WITHOUT = {
     "windows": f"{TWENTY_FOURTH},tau=0.0",
     "a line of newest tokens": f"{TWENTY_FOURTH},recent=0",
+    "what the last line looked at": f"{TWENTY_FOURTH},recent=34",  # all that a ranked head has room for
 }
 """A part of it, and the policy without that part in as many slots."""
-LINEAR_BESIDE = {TWELFTH: "linear:budget=118", TWENTY_FOURTH: "linear:budget=38"}
+LINEAR_BESIDE = {
+    TWELFTH: "linear:budget=118",
+    TWENTY_FOURTH: "linear:budget=38",
+    FEWEST: "linear:budget=32",
+}
 """LineAR in as many slots."""
 RUNS = (
     ("own", ("full",)),

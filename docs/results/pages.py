@@ -25,6 +25,7 @@ PAGES: Mapping[str, Mapping[str, tuple[Callable[[str], str], str]]] = {
         "right": (tables.right_by_ratio, "scenes"),
         "lost": (tables.lost_by_ratio, "scenes"),
         "groups": (tables.groups_closely, "scenes"),
+        "ssd": (tables.ssd_at_its_ratio, "ssd"),
     },
     "front.md": {"bytes": (tables.at_equal_bytes, "front"), "parts": (tables.parts_of_front, "front")},
     "linear.md": {"choices": (tables.choices_of_linear, "linear")},

@@ -157,7 +157,8 @@ def pictures(asked: argparse.Namespace) -> Iterator[dict[str, Any]]:
         settings = Settings(PROMPTS, 0, 50, model.spec.guidance, compile="inductor")
         name = kind or "bfloat16"
         out = asked.out / f"weights-{name}.jsonl"
-        row = compare_policies(model, ["full"], settings=settings, out=out).rows["full"]
+        loading = {"loading": kind and {"weights": kind}}  # as `arkv eval` notes it
+        row = compare_policies(model, ["full"], settings=settings, out=out, shared=loading).rows["full"]
         plain = plain or row
         beside, right = pair(plain, row), row.accuracy
         assert right is not None

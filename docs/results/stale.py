@@ -16,6 +16,7 @@ from arkv.model import Model
 from arkv.speed.contestant import Configuration
 from arkv.study.evaluation import Contender
 from arkv.study.labels import unlabelled
+from arkv.weights.quantization import WeightDtype
 
 
 def stale_rows(path: Path) -> dict[str, list[str]]:
@@ -45,7 +46,8 @@ def stale_rows(path: Path) -> dict[str, list[str]]:
 def evaluated_here(run: Mapping[str, Any], row: Mapping[str, Any]) -> Facts:
     """What would decide on a row of `arkv eval` now."""
     text, kv_dtype = unlabelled(row["policy"])
-    model, facts = loaded_model(run["model"], run.get("dtype"), False)
+    loading = run.get("loading") or {}
+    model, facts = loaded_model(run["model"], run.get("dtype"), False, loading.get("weights"))
     prompts = model.example_prompts(run["prompts"], run["seed"])
     if json.loads(json.dumps(prompts)) != run["prompt_list"]:
         prompts = run["prompt_list"]  # those of a file, which are texts
@@ -55,16 +57,19 @@ def evaluated_here(run: Mapping[str, Any], row: Mapping[str, Any]) -> Facts:
 
 def timed_here(run: Mapping[str, Any], row: Mapping[str, Any]) -> Facts:
     """What would decide on a row of `arkv bench` now."""
-    random = bool((run.get("loading") or {}).get("random_weights"))
-    model, facts = loaded_model(row["model"], run.get("dtype"), random)
+    loading = run.get("loading") or {}
+    random = bool(loading.get("random_weights"))
+    model, facts = loaded_model(row["model"], run.get("dtype"), random, loading.get("weights"))
     return Configuration(row["policy"], row["batch_size"], row["memory"]).decided_by(model, {"model": facts})
 
 
 @cache
-def loaded_model(name: str, dtype: str | None, random: bool) -> tuple[Model, Facts]:
+def loaded_model(
+    name: str, dtype: str | None, random: bool, weights: WeightDtype | None = None
+) -> tuple[Model, Facts]:
     """A model, and whose code and weights it is; without numbers where they are drawn anyway."""
     if random:
         model = arkv.load_model(name, random_weights=True, device="meta")
         return model, facts_of_class(type(model))
-    model = arkv.load_model(name, dtype=dtype)  # rounded weights are others
+    model = arkv.load_model(name, dtype=dtype, weights=weights)  # rounded weights are others
     return model, facts_of_model(model)

@@ -111,6 +111,19 @@ def groups_closely(name: str) -> str:
     )
 
 
+def ssd_at_its_ratio(name: str) -> str:
+    """SSD beside others and its own variants, prompt by prompt."""
+    rows = evaluated(name)
+    ssd = next(row for row in rows.values() if row.name == "ssd")
+    return table(
+        ["policy", "right", "less `ssd`"],
+        [
+            [f"`{row.name}`", right(row.accuracy), "" if row is ssd else points(pair(ssd, row))]
+            for row in sorted(rows.values(), key=lambda row: -share(row))
+        ],
+    )
+
+
 def choices_of_linear(name: str) -> str:
     """LineAR by what its paper leaves open."""
     rows = [row for row in evaluated(name).values() if row.name.startswith("linear:")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +66,43 @@ def test_a_class_answers_for_those_that_it_derives_from(monkeypatch: pytest.Monk
     monkeypatch.setattr(provenance, "_source", changed)
     assert facts_of_class(StreamingLLM)["source"] != before["source"]
     assert facts_of_class(LineAR) == other
+
+
+PACKAGE = {
+    "__init__.py": "",
+    "policy.py": "from arkv.policies.window import SlidingWindow\nfrom theirs.mixin import Scoring\n"
+    "class Plugged(Scoring, SlidingWindow):\n    pass\n",
+    "mixin.py": "from theirs.helper import SIGN\nclass Scoring:\n    sign = SIGN\n",
+    "helper.py": "SIGN = 1\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "same"),
+    [
+        ("mixin.py", "sign = SIGN", "sign = -SIGN", False),
+        ("helper.py", "SIGN = 1", "SIGN = 2", False),
+        ("helper.py", "SIGN = 1", "SIGN = 1  # up", True),
+    ],
+    ids=["mixin", "helper", "comment"],
+)
+def test_what_lies_beside_a_class_in_its_package_counts(
+    file: str, old: str, new: str, same: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for content in (PACKAGE, PACKAGE | {file: PACKAGE[file].replace(old, new)}):
+        folder = tmp_path / str(len(found)) / "theirs"
+        folder.mkdir(parents=True)
+        for name, text in content.items():
+            (folder / name).write_text(text)
+        with monkeypatch.context() as patch:
+            patch.syspath_prepend(folder.parent)
+            for module in [name for name in sys.modules if name.partition(".")[0] == "theirs"]:
+                patch.delitem(sys.modules, module)
+            found.append(facts_of_class(importlib.import_module("theirs.policy").Plugged)["source"])
+    for module in [name for name in sys.modules if name.partition(".")[0] == "theirs"]:
+        del sys.modules[module]
+    assert (found[0] == found[1]) == same
 
 
 @dataclass(frozen=True, kw_only=True)

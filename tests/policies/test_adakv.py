@@ -98,7 +98,7 @@ def test_both_rows_can_share_tokens_and_budgets() -> None:
         assert all(got[layer, r, h] == got[layer, r + 2, h] for layer, r, h in got if r < 2)
 
 
-@pytest.mark.parametrize("of", ["full", "headkv", "adakv", "ssd", "rkv"])
+@pytest.mark.parametrize("of", ["full", "headkv", "adakv", "ssd", "rkv", "diagonal", "front"])
 def test_a_scorer_that_does_not_rank_within_heads_is_refused(of: str) -> None:
     policy = AdaKV(of=of, budget=12)
     with pytest.raises(ArkvError):

@@ -38,11 +38,11 @@ def test_a_head_that_needs_less_than_its_share_leaves_the_rest_to_the_others(tmp
     assert budgets(policy, spec) == [2, 10, 10, 10]
 
 
-def test_a_window_takes_two_equal_shares_and_no_more(tmp_path: Path) -> None:
-    policy, spec = front(tmp_path, [16, 60, 60, 60], budget=8)
-    assert budgets(policy, spec) == [16, 5, 5, 5]
-    policy, spec = front(tmp_path, [17, 60, 60, 60], budget=8)
-    assert budgets(policy, spec) == [8, 8, 8, 8]
+def test_a_window_takes_three_equal_shares_and_no_more(tmp_path: Path) -> None:
+    policy, spec = front(tmp_path, [48, 60, 60, 60, 60], budget=16)
+    assert budgets(policy, spec) == [48, 8, 8, 8, 8]
+    policy, spec = front(tmp_path, [49, 60, 60, 60, 60], budget=16)
+    assert budgets(policy, spec) == [16, 16, 16, 16, 16]
 
 
 def test_windows_leave_the_others_what_they_never_give_up(tmp_path: Path) -> None:
@@ -65,9 +65,22 @@ def test_heads_hold_no_more_than_the_budget_together_and_each_what_it_protects(
     assert sum(budgets(policy, spec)) <= budget * len(windows)
     assert share >= 4 or len(given) == len(windows)
     for (_, head), window in given.items():
-        assert window == max(1, windows[head])
+        assert window >= max(1, windows[head])
+        assert window == max(1, windows[head]) or len(given) == len(windows)
     if budget == 64 or tau == 0:
         assert not given
+    if tau == 0 or len(given) in (0, len(windows)):
+        assert sum(budgets(policy, spec)) == budget * len(windows)
+
+
+def test_what_the_windows_of_all_heads_leave_makes_them_wider(tmp_path: Path) -> None:
+    assert budgets(*front(tmp_path, [2, 3, 60], budget=25)) == [6, 6, 63]
+    assert budgets(*front(tmp_path, [2, 3, 63], budget=25)) == [5, 6, 64]
+
+
+def test_a_budget_of_one_is_one_for_every_head(tmp_path: Path) -> None:
+    policy, spec = front(tmp_path, [1, 60], budget=1)
+    assert budgets(replace(policy, recent=0), spec) == [1, 1]
 
 
 def test_a_model_without_a_profile_ranks_in_every_head() -> None:

@@ -235,3 +235,58 @@ def test_the_front_door_has_what_it_says() -> None:
     assert [getattr(study, name).__name__ for name in study.__all__] == list(study.__all__)
     with pytest.raises(AttributeError, match=r"'arkv\.study' has no attribute 'compare_polices'"):
         study.compare_polices  # noqa: B018
+
+
+def test_a_refused_row_is_told_as_such_and_does_not_stand_for_another_ratio() -> None:
+    found = compare_policies(Judged(), ["linear:anchors=9", "window"], ratios=["1", "1/2"], settings=QUICK)
+    (only,) = found.pairs("linear:anchors=9", "window")
+    assert (only.first, only.second) == ("linear:anchors=9,ratio=1", "window:ratio=1")
+    refused = "linear:anchors=9,ratio=1/2"
+    with pytest.raises(ArkvError, match=f"^{refused} cannot be: LineAR"):
+        found.pairs(refused, "window")
+    with pytest.raises(ArkvError, match=f"^{refused} cannot be: LineAR"):
+        found.pair("window:ratio=1/2", refused)
+
+
+def test_a_pair_that_no_row_will_be_of_is_refused_before_anything_is_drawn(tmp_path: Path) -> None:
+    out = tmp_path / "rows.jsonl"
+    with pytest.raises(ArkvError, match="there is no row of 'widnow': there are window:ratio=1/2, full"):
+        compare_policies(Tiny(), ["window", "full"], ratios=["1/2"], pairs=[("widnow", "full")], out=out)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("ratio", ["abc", "1/0", "'1/2'"])
+def test_ratios_that_are_no_fractions_stand_last(ratio: str) -> None:
+    settings = Settings(prompts=1, forced_prompts=0)
+    found = compare_policies(Tiny(), [f"window:ratio={ratio}", "window"], ratios=["1/4"], settings=settings)
+    assert set(found.by_ratio()) == {ratio, "1/4"}
+
+
+@pytest.mark.parametrize(
+    ("field", "edited"),
+    [
+        ("ratio", "half"),
+        ("accuracy", 5),
+        ("accuracy", {"right": 1}),
+        ("groups", {"single": None}),
+        ("outcomes", [[1]]),
+        ("decided_by", "me"),
+        ("kv_bytes", "abc"),
+    ],
+)
+def test_a_row_that_somebody_edited_is_run_again(tmp_path: Path, field: str, edited: object) -> None:
+    out, settings = tmp_path / "rows.jsonl", Settings(prompts=1, forced_prompts=0)
+    first = compare_policies(Tiny(), ["window"], ratios=["1/2"], settings=settings, out=out)
+    header, row = map(json.loads, out.read_text().splitlines())
+    out.write_text("".join(json.dumps(line) + "\n" for line in (header, row | {field: edited})))
+    again = compare_policies(Tiny(), ["window"], ratios=["1/2"], settings=settings, out=out)
+    assert again.stale["window:ratio=1/2"].startswith("it is damaged: ")
+    assert again.rows["window:ratio=1/2"].outcomes == first.rows["window:ratio=1/2"].outcomes
+
+
+def test_the_first_line_names_the_prompts_of_the_newest_rows(tmp_path: Path) -> None:
+    out, settings = tmp_path / "rows.jsonl", Settings(prompts=1, forced_prompts=0)
+    for prompt in Tiny().example_prompts(2, seed=0):
+        compare_policies(Tiny(), ["window"], ratios=["1/2"], settings=settings, prompts=[prompt], out=out)
+        header = json.loads(out.read_text().splitlines()[0])
+        assert header["run"]["prompt_list"] == json.loads(json.dumps([prompt]))

@@ -59,17 +59,26 @@ def test_rows_that_are_older_than_the_code_are_named(
     model, out = Tiny(), tmp_path / "rows.jsonl"
     monkeypatch.setattr(registry, "load_model", lambda *_, **__: model)
     room["stale"].loaded_model.cache_clear()
-    rounded_to = []
-    monkeypatch.setattr(
-        room["stale"].arkv, "load_model", lambda name, dtype: rounded_to.append(dtype) or model
-    )
+    loaded = []
+
+    def load(name: str, dtype: str, weights: str | None) -> Tiny:
+        loaded.append((dtype, weights))
+        return model
+
+    monkeypatch.setattr(room["stale"].arkv, "load_model", load)
     settings = Settings(prompts=1, forced_prompts=0)
     compare_policies(
-        model, ["window", "full"], ratios=["1/2"], kv_dtypes=[None, "int8"], settings=settings, out=out
+        model,
+        ["window", "full"],
+        ratios=["1/2"],
+        kv_dtypes=[None, "int8"],
+        settings=settings,
+        out=out,
+        shared={"loading": {"weights": "int4"}},
     )
     assert not room["stale"].stale_rows(out)
     header, *rows = map(json.loads, out.read_text().splitlines())
-    assert rounded_to == [header["run"]["dtype"]]
+    assert loaded == [(header["run"]["dtype"], "int4")]
     rows[0]["decided_by"]["policy"]["source"] = "other"
     del rows[3]["decided_by"]
     out.write_text("".join(json.dumps(line) + "\n" for line in [header, *rows]))
