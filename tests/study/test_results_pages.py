@@ -29,15 +29,15 @@ def test_pages_are_what_their_rows_print(room: dict[str, ModuleType]) -> None:
     for name, text in room["pages"].pages().items():
         assert (RESULTS / name).read_text() == text, "make results"
         assert len(room["pages"].PRINTED.findall(text)) == len(room["pages"].PAGES[name])
-    changed = (RESULTS / "scenes.md").read_text().replace("82.0%", "99.9%")
-    assert "99.9%" not in room["pages"].with_tables("scenes.md", changed), "a table is not taken over"
+    changed = (RESULTS / "scenes.md").read_text().replace("79.5%", "00.1%")
+    assert "00.1%" not in room["pages"].with_tables("scenes.md", changed), "a table is not taken over"
 
 
 def test_every_sentence_is_held_by_numbers(room: dict[str, ModuleType]) -> None:
     page, wrong = (RESULTS / "scenes.md").read_text(), room["claims"].wrong_claims
     for each, rows in room["claims"].SAID.items():
         assert not wrong((RESULTS / each).read_text(), rows)
-    (told,) = wrong(page.replace("164 of 200", "165 of 200"), "scenes")
+    (told,) = wrong(page.replace("159 of 200", "165 of 200"), "scenes")
     assert told.startswith('the rows do not say "At ratio 1 nothing is lost')
     (told,) = wrong(page.replace("**A window is", "**A window of a line is"), "scenes")
     assert told.startswith("nothing holds '- **A window of a line is not enough.**")
@@ -47,10 +47,15 @@ def test_every_sentence_is_held_by_numbers(room: dict[str, ModuleType]) -> None:
         rows = dict(room["claims"].evaluated("scenes"))
         said = " ".join(page[page.index(f"**{lead[:20]}") :].partition("\n- **")[0].split())
         assert claim(rows, said)
-        for policy, row in rows.items():
-            if "linear" not in policy and row.asked_ratio:
-                rows[policy] = replace(row, accuracy=rows["full"].accuracy, kl=9.0)
-        assert not claim(rows, said), f"{lead} would be said of anything"
+        level = {
+            policy: replace(row, accuracy=rows["full"].accuracy, kl=9.0)
+            for policy, row in rows.items()
+            if row.asked_ratio
+        }
+        others = {policy: row for policy, row in level.items() if "linear" not in policy}
+        assert not (claim(rows | level, said) and claim(rows | others, said)), (
+            f"{lead} would be said of anything"
+        )
 
 
 def test_rows_that_are_older_than_the_code_are_named(
