@@ -118,7 +118,8 @@ def quantize(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         Of eight bits, codes `[..., head_dim]` and scales, `SCALE_DTYPE` `[...]`; a code times its scale is
         the number again, for int8 within half a scale, for float8 within a sixteenth of it. Of four bits,
         bytes `[..., head_dim / 2]`, and `GROUP_DTYPE` `[..., 2 groups]`, the scales and then the zeros; the
-        number comes back within half a scale and a hundredth of its group's largest.
+        number comes back within half a scale and a hundredth of its group's largest; finite up to 1.6e38 and,
+        in float16, 65,000.
     """
     if dtype == PACKED:
         return _packed(x.to(SCALE_DTYPE))

@@ -150,14 +150,21 @@ def at_equal_bytes(name: str) -> str:
     def less(row: Evaluation, other: Evaluation | None) -> str:
         return "" if other is None or other is row else points(pair(other, row))
 
+    def lost_and_won(row: Evaluation) -> str:
+        return "" if row is full else f"{pair(full, row).first_only}, {pair(full, row).second_only}"
+
     return table(
-        ["policy", "of the full cache's bytes", "right", "less the full cache", "less LineAR", "lost, KL"],
+        [
+            *("policy", "of the full cache's bytes", "right", "less the full cache", "prompts lost, won"),
+            *("less LineAR", "attention lost, KL"),
+        ],
         [
             [
                 called_in_full(row),
                 f"{row.share_of_bytes or 0:.1%}",
                 right(row.accuracy),
                 less(row, full),
+                lost_and_won(row),
                 less(row, beside.get(row.policy)),
                 "" if row.attention_lost is None else f"{row.attention_lost:.1%}, {row.kl:.1g}",
             ]
