@@ -7,14 +7,17 @@ changed is measured on the full cache's own pictures (see `arkv.study.shadow`).
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any, NamedTuple
 
 import numpy
 import torch
+from pydantic import TypeAdapter, ValidationError
 from scipy.stats import binomtest  # type: ignore[import-untyped]
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -26,11 +29,10 @@ from arkv.errors import ArkvError, BudgetError
 from arkv.jobs.provenance import Facts, facts_of_class, facts_of_policy
 from arkv.machine.description import describe_run
 from arkv.model import Model
-from arkv.options import check_type, split_commas
+from arkv.options import split_commas
 from arkv.pictures.files import png, write_whole
 from arkv.policy import CachePolicy
 from arkv.registry import load_class, load_policy
-from arkv.scalars import brief
 from arkv.study.labels import labelled, unlabelled, without_ratio
 from arkv.study.shadow import Fidelity, compare
 
@@ -140,21 +142,17 @@ class Evaluation:
         Raises:
             ArkvError: it is no such row: somebody has edited it.
         """
-        known = {each.name: row[each.name] for each in dataclasses.fields(cls) if each.name in row}
-        overall, groups, outcomes = (known.pop(name, None) for name in ("accuracy", "groups", "outcomes"))
-        hints = get_type_hints(cls)
-        wrong = [name for name, value in known.items() if not check_type(hints[name], value)]
-        if wrong:
-            raise ArkvError(f"it is damaged: {wrong[0]} is {brief(known[wrong[0]])}")
         try:
-            return cls(
-                accuracy=None if overall is None else Accuracy(**overall),
-                groups={name: Accuracy(**values) for name, values in (groups or {}).items()},
-                outcomes=tuple(Outcome(*each) for each in outcomes or ()),
-                **known,
-            )
-        except (TypeError, AttributeError) as error:
-            raise ArkvError(f"it is damaged: {error}") from None
+            return _checked().validate_json(json.dumps(row))
+        except ValidationError as error:
+            wrong = error.errors()[0]
+            place = ".".join(map(str, wrong["loc"]))
+            raise ArkvError(f"it is damaged: {place}: {wrong['msg']}") from None
+
+
+@cache
+def _checked() -> TypeAdapter[Evaluation]:
+    return TypeAdapter(Evaluation)
 
 
 @dataclass(frozen=True)
