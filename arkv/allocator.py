@@ -43,7 +43,7 @@ class Allocator(RankedPolicy):
             )
         if not policy.allocatable:
             raise ArkvError(
-                f"{type(self).__name__}: of is {self.of!r}, which wants heads of its own sizes; "
+                f"{type(self).__name__}: of is {self.of!r}, which takes no budgets that differ by head; "
                 "try 'snapkv', 'h2o' or 'linear'"
             )
         return policy

@@ -255,11 +255,11 @@ def test_a_pair_that_no_row_will_be_of_is_refused_before_anything_is_drawn(tmp_p
     assert not out.exists()
 
 
-@pytest.mark.parametrize("ratio", ["abc", "1/0", "'1/2'"])
-def test_ratios_that_are_no_fractions_stand_last(ratio: str) -> None:
+@pytest.mark.parametrize(("ratio", "place"), [("abc", 1), ("1/0", 1), ("'1/2'", 0)])
+def test_ratios_that_are_no_fractions_stand_last(ratio: str, place: int) -> None:
     settings = Settings(prompts=1, forced_prompts=0)
     found = compare_policies(Tiny(), [f"window:ratio={ratio}", "window"], ratios=["1/4"], settings=settings)
-    assert set(found.by_ratio()) == {ratio, "1/4"}
+    assert list(found.by_ratio()).index(ratio) == place
 
 
 @pytest.mark.parametrize(
