@@ -58,7 +58,6 @@ def test_rows_that_are_older_than_the_code_are_named(
     room: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, out = Tiny(), tmp_path / "rows.jsonl"
-    monkeypatch.setattr(registry, "load_model", lambda *_, **__: model)
     room["stale"].loaded_model.cache_clear()
     loaded = []
 
@@ -67,6 +66,7 @@ def test_rows_that_are_older_than_the_code_are_named(
         return model
 
     monkeypatch.setattr(room["stale"].arkv, "load_model", load)
+    monkeypatch.setattr(registry, "load_model", lambda *_, **__: model)  # after arkv's, which is resolved from it
     settings = Settings(prompts=1, forced_prompts=0)
     compare_policies(
         model,
