@@ -66,7 +66,7 @@ def test_rows_that_are_older_than_the_code_are_named(
         return model
 
     monkeypatch.setattr(room["stale"].arkv, "load_model", load)
-    monkeypatch.setattr(registry, "load_model", lambda *_, **__: model)  # after arkv's, which is resolved from it
+    monkeypatch.setattr(registry, "load_model", lambda *_, **__: model)  # after arkv's, found through it
     settings = Settings(prompts=1, forced_prompts=0)
     compare_policies(
         model,
